@@ -1,0 +1,143 @@
+"""Everything that can go wrong, in the order a picture meets it; each class carries its HTTP answer.
+
+ServeError
+|- RequestError                 the client can mend it
+|   |- InvalidRequest      400  no picture in the request, or a body that is not what its type says
+|   |- UnknownRoute        404  no such path
+|   |- UnknownModel        404  no such model
+|   |- MethodNotAllowed    405
+|   |- PayloadTooLarge     413  too many bytes, pixels or pictures
+|   |- UnsupportedFormat   415  not a picture format that is served
+|   |- BrokenPicture       422  the right format, but it does not decode
+|   `- BadParameter        422  top_k, a timeout, ... out of range
+|- Overloaded              429  announced refusal, with Retry-After
+|- InferenceFailed         500  the engine failed on good input: a fault of ours
+|- NotReady                503  engine not loaded, or going away
+`- DeadlineExceeded        504  the caller's time was up before the answer
+SetupError                      stops a start, never answers a request
+|- ConfigError                  the configuration file
+`- EngineError                  an engine folder that does not fit its manifest
+"""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from typing import ClassVar
+
+
+class ServeError(Exception):
+    """Base of what a request can be answered with instead of predictions.
+
+    Attributes:
+        status: HTTP status of the answer.
+        code: stable machine-readable name, `error.code` of the answer.
+    """
+
+    status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
+    code: ClassVar[str] = "internal"
+
+    def headers(self) -> dict[str, str]:
+        """Extra response headers."""
+        return {}
+
+    def body(self) -> dict[str, dict[str, str]]:
+        """The JSON object of the answer."""
+        return {"error": {"code": self.code, "message": str(self)}}
+
+
+class RequestError(ServeError):
+    """The client can mend it."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "bad_request"
+
+
+class InvalidRequest(RequestError):
+    code = "invalid_request"
+
+
+class UnknownRoute(RequestError):
+    status = HTTPStatus.NOT_FOUND
+    code = "not_found"
+
+
+class UnknownModel(RequestError):
+    status = HTTPStatus.NOT_FOUND
+    code = "unknown_model"
+
+
+class MethodNotAllowed(RequestError):
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    code = "method_not_allowed"
+
+
+class PayloadTooLarge(RequestError):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    code = "too_large"
+
+
+class UnsupportedFormat(RequestError):
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    code = "unsupported_format"
+
+
+class BrokenPicture(RequestError):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    code = "broken_picture"
+
+
+class BadParameter(RequestError):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    code = "bad_parameter"
+
+
+class Overloaded(ServeError):
+    """Refused before any work was done on it.
+
+    Args:
+        message: what is full.
+        retry_after_s: when the present backlog should be gone; sent as whole seconds, at least 1.
+    """
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type[Overloaded], tuple[str, float]]:
+        return type(self), (str(self), self.retry_after_s)
+
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+class InferenceFailed(ServeError):
+    code = "inference_failed"
+
+
+class NotReady(ServeError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "not_ready"
+
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": "1"}
+
+
+class DeadlineExceeded(ServeError):
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    code = "deadline_exceeded"
+
+
+class SetupError(Exception):
+    """Stops a start. The message ends with what to do next."""
+
+
+class ConfigError(SetupError):
+    """The configuration file is wrong."""
+
+
+class EngineError(SetupError):
+    """An engine folder is missing, or does not fit its manifest."""
