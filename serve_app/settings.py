@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from serve_app.errors import ConfigError
 from serve_app.manifest import Backend, Precision
-from serve_app.runtime.base import InferencePrecision
+from serve_app.types import InferencePrecision
 
 Auto = Literal["auto"]
 Positive = Annotated[int, Field(ge=1)]

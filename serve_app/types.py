@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ Pictures: TypeAlias = NDArray[np.uint8]
 
 Logits: TypeAlias = NDArray[np.float32]
 """Engine output before softmax: float32, shape (n, classes), or (classes,) for one picture."""
+
+InferencePrecision: TypeAlias = Literal["auto", "fp32", "bf16"]
+"""What an engine stored in fp32 computes in; `auto` leaves it to the runtime."""
 
 
 @dataclass(frozen=True, slots=True)

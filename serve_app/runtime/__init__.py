@@ -6,9 +6,10 @@ from pathlib import Path
 
 from serve_app.errors import EngineError
 from serve_app.manifest import Manifest
-from serve_app.runtime.base import InferencePrecision, Runtime, RuntimeInfo, available_cores
+from serve_app.runtime.base import Runtime, RuntimeInfo, available_cores
+from serve_app.types import InferencePrecision
 
-__all__ = ["InferencePrecision", "Runtime", "RuntimeInfo", "available_cores", "load_runtime"]
+__all__ = ["Runtime", "RuntimeInfo", "available_cores", "load_runtime"]
 
 
 def load_runtime(

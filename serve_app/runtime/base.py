@@ -6,11 +6,9 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from serve_app.types import Logits, Pictures
-
-InferencePrecision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from serve_app.runtime.base import InferencePrecision, RuntimeInfo
-from serve_app.types import Logits, Pictures
+from serve_app.runtime.base import RuntimeInfo
+from serve_app.types import InferencePrecision, Logits, Pictures
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
