@@ -1,0 +1,174 @@
+"""Form at dispatch: pictures gather while chunks are in flight, and leave together when a place is free.
+
+A call per picture costs more than the picture. There is no timer: a lone picture leaves at once, and under load
+chunks grow by themselves to what arrived during the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from serve_app.errors import DeadlineExceeded, InferenceFailed, NotReady, ServeError
+from serve_app.types import ChunkScores, Logits, Picture, Pictures
+
+logger = logging.getLogger(__name__)
+Clock = Callable[[], float]
+
+
+class Classifier(Protocol):
+    """Where chunks go: an engine in this process, or replicas behind a handle. Callers do not know which."""
+
+    async def classify(self, pictures: Pictures) -> ChunkScores:
+        """uint8 (n, height, width, 3) -> n rows of logits. `pictures` is the caller's again once this returns.
+
+        Raises:
+            ServeError: the whole chunk failed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One picture's logits (float32 (classes,)), how long it waited for its chunk, and the engine's time."""
+
+    logits: Logits
+    queue_ms: float
+    inference_ms: float
+
+
+@dataclass(slots=True)
+class _Waiting:
+    picture: Picture
+    deadline_s: float
+    since_s: float
+    future: asyncio.Future[Scored]
+
+
+class Gatherer:
+    """Sends gathered pictures to a classifier in chunks.
+
+    Lives on one event loop. Any caller may be cancelled at any time: its picture is skipped if it has not left
+    yet, else its row is thrown away; the other pictures of the chunk never notice.
+
+    Args:
+        classifier: where chunks go.
+        shape: height, width, channels of every picture.
+        max_chunk: most pictures in one chunk.
+        max_in_flight: most chunks at the classifier at once.
+        clock: monotonic seconds, the same that deadlines are given in.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        shape: tuple[int, int, int],
+        *,
+        max_chunk: int,
+        max_in_flight: int,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._classifier = classifier
+        self._max_chunk = max_chunk
+        self._clock = clock
+        self._waiting: deque[_Waiting] = deque()
+        # One buffer per chunk in flight, allocated once: a free buffer is also the permission to send.
+        self._buffers: list[Pictures] = [np.empty((max_chunk, *shape), np.uint8) for _ in range(max_in_flight)]
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that have not left yet, those of cancelled callers among them until they are skipped."""
+        return len(self._waiting)
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks at the classifier."""
+        return len(self._tasks)
+
+    async def submit(self, picture: Picture, deadline_s: float) -> Scored:
+        """Waits for the picture's turn and its answer.
+
+        Args:
+            picture: uint8 of the gatherer's shape.
+            deadline_s: on the gatherer's clock; a picture that is late when its chunk is formed does not run.
+
+        Raises:
+            DeadlineExceeded: it was late.
+            ServeError: its chunk failed.
+        """
+        if self._closed:
+            raise NotReady("the service is shutting down; try again")
+        future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(picture, deadline_s, self._clock(), future))
+        self._dispatch()
+        return await future
+
+    async def close(self) -> None:
+        """Takes no more pictures, and returns when all that were taken are answered."""
+        self._closed = True
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _dispatch(self) -> None:
+        while self._buffers and (chunk := self._next_chunk()):
+            # In a context of its own: Serve keeps the current request in one, and would cancel a call made in it
+            # together with that request, though the chunk carries other clients' pictures too.
+            run = self._run(chunk, self._buffers.pop())
+            task = asyncio.get_running_loop().create_task(run, context=contextvars.Context())
+            self._tasks.add(task)
+            task.add_done_callback(self._chunk_done)
+
+    def _next_chunk(self) -> list[_Waiting]:
+        chunk: list[_Waiting] = []
+        now_s = self._clock()
+        while self._waiting and len(chunk) < self._max_chunk:
+            item = self._waiting.popleft()
+            if item.future.done():  # its caller was cancelled
+                continue
+            if item.deadline_s <= now_s:
+                item.future.set_exception(DeadlineExceeded("the time of this request was up before its turn came"))
+                continue
+            chunk.append(item)
+        return chunk
+
+    async def _run(self, chunk: list[_Waiting], buffer: Pictures) -> None:
+        try:
+            started_s = self._clock()
+            pictures = buffer[: len(chunk)]
+            for slot, item in zip(pictures, chunk, strict=True):
+                slot[:] = item.picture
+            scores = await self._classifier.classify(pictures)
+            for row, item in zip(scores.logits, chunk, strict=True):
+                if not item.future.done():
+                    queue_ms = (started_s - item.since_s) * 1e3
+                    item.future.set_result(Scored(row, queue_ms, scores.inference_ms))
+        except ServeError as error:
+            _fail(chunk, error)
+        except asyncio.CancelledError:
+            _fail(chunk, NotReady("the service is shutting down; try again"))
+            raise
+        except Exception:
+            logger.exception("a chunk of %d pictures failed", len(chunk))
+            _fail(chunk, InferenceFailed("the engine failed on this picture; the operator's log says why"))
+        finally:
+            self._buffers.append(buffer)
+
+    def _chunk_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._dispatch()
+
+
+def _fail(chunk: list[_Waiting], error: ServeError) -> None:
+    for item in chunk:
+        if not item.future.done():
+            item.future.set_exception(error)

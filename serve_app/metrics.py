@@ -1,0 +1,75 @@
+"""What a replica counts, by name. The numbers leave through Ray's Prometheus port as `ray_image_serve_*`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from serve_app.types import Timing
+
+STAGE_BUCKETS_MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000]
+BATCH_BUCKETS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+
+
+class Metrics(Protocol):
+    """Where the pipeline and the classifiers report."""
+
+    def answered(self, timing: Timing) -> None:
+        """One picture was answered."""
+
+    def refused(self, code: str) -> None:
+        """One picture, or a request before its pictures were known, ended in the error `code`."""
+
+    def batch(self, pictures: int, inference_ms: float) -> None:
+        """The engine ran one batch."""
+
+
+class NoMetrics:
+    """Counts nothing: for use outside a replica."""
+
+    def answered(self, timing: Timing) -> None:
+        pass
+
+    def refused(self, code: str) -> None:
+        pass
+
+    def batch(self, pictures: int, inference_ms: float) -> None:
+        pass
+
+
+class RayMetrics:
+    """Reports through `ray.serve.metrics`, which adds application, deployment and replica.
+
+    `image_serve_pictures` (counter by outcome: `ok` or an error code), `image_serve_stage_ms` (histogram by stage:
+    queue, preprocess, inference), `image_serve_batch_pictures` and `image_serve_batch_ms` (histograms per batch).
+    """
+
+    def __init__(self) -> None:
+        from ray.serve import metrics  # here: the rest of this module is used without Ray
+
+        self._pictures = metrics.Counter(
+            "image_serve_pictures", description="Pictures by outcome.", tag_keys=("outcome",)
+        )
+        self._stage_ms = metrics.Histogram(
+            "image_serve_stage_ms",
+            description="Milliseconds a picture spent in a stage.",
+            boundaries=STAGE_BUCKETS_MS,
+            tag_keys=("stage",),
+        )
+        self._batch_pictures = metrics.Histogram(
+            "image_serve_batch_pictures", description="Pictures per batch.", boundaries=BATCH_BUCKETS
+        )
+        self._batch_ms = metrics.Histogram(
+            "image_serve_batch_ms", description="Milliseconds per batch.", boundaries=STAGE_BUCKETS_MS
+        )
+
+    def answered(self, timing: Timing) -> None:
+        self._pictures.inc(tags={"outcome": "ok"})
+        for stage in ("queue", "preprocess", "inference"):
+            self._stage_ms.observe(getattr(timing, stage), tags={"stage": stage})
+
+    def refused(self, code: str) -> None:
+        self._pictures.inc(tags={"outcome": code})
+
+    def batch(self, pictures: int, inference_ms: float) -> None:
+        self._batch_pictures.observe(pictures)
+        self._batch_ms.observe(inference_ms)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import asyncio
+import contextvars
+
+import numpy as np
+import pytest
+
+from serve_app.batching import Gatherer
+from serve_app.errors import DeadlineExceeded, InferenceFailed, NotReady, Overloaded
+from tests.fakes import SHAPE, FakeClassifier, FakeClock, picture
+
+NEVER_S = float("inf")
+
+
+def gatherer(classifier: FakeClassifier, clock: FakeClock | None = None, **options: int) -> Gatherer:
+    options = {"max_chunk": 8, "max_in_flight": 1} | options
+    return Gatherer(classifier, SHAPE, **options, clock=clock or FakeClock())
+
+
+async def settle() -> None:
+    """Lets every ready task run until all of them wait."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_lone_picture_leaves_at_once_and_gets_its_own_row() -> None:
+    classifier = FakeClassifier()
+    scored = await gatherer(classifier).submit(picture(3), NEVER_S)
+    assert scored.logits.argmax() == 3
+    assert scored.inference_ms == 1.5
+    assert classifier.chunks == [1]
+
+
+async def test_what_arrives_while_a_chunk_is_out_leaves_together() -> None:
+    classifier = FakeClassifier()
+    classifier.gate.clear()
+    sender = gatherer(classifier)
+    answers = [asyncio.create_task(sender.submit(picture(value), NEVER_S)) for value in range(12)]
+    await settle()
+    assert classifier.chunks == [1]
+    classifier.gate.set()
+    rows = [scored.logits.argmax() for scored in await asyncio.gather(*answers)]
+    assert rows == [value % 5 for value in range(12)]
+    assert classifier.chunks == [1, 8, 3]
+
+
+async def test_no_more_chunks_are_out_than_allowed() -> None:
+    classifier = FakeClassifier()
+    classifier.gate.clear()
+    sender = gatherer(classifier, max_in_flight=2)
+    answers = [asyncio.create_task(sender.submit(picture(value), NEVER_S)) for value in range(5)]
+    await settle()
+    assert (sender.in_flight, sender.waiting, classifier.chunks) == (2, 3, [1, 1])
+    classifier.gate.set()
+    await asyncio.gather(*answers)
+    assert (sender.in_flight, sender.waiting) == (0, 0)
+
+
+async def test_a_buffer_is_not_rewritten_while_its_chunk_is_out() -> None:
+    seen: list[np.ndarray] = []
+
+    class Keeping(FakeClassifier):
+        async def classify(self, pictures):
+            before = pictures.copy()
+            scores = await super().classify(pictures)
+            seen.append(before == pictures)
+            return scores
+
+    classifier = Keeping()
+    classifier.gate.clear()
+    sender = gatherer(classifier, max_in_flight=2)
+    answers = [asyncio.create_task(sender.submit(picture(value), NEVER_S)) for value in range(40)]
+    await settle()
+    classifier.gate.set()
+    await asyncio.gather(*answers)
+    assert all(same.all() for same in seen)
+
+
+async def test_a_late_picture_does_not_run() -> None:
+    classifier, clock = FakeClassifier(), FakeClock()
+    classifier.gate.clear()
+    sender = gatherer(classifier, clock)
+    first = asyncio.create_task(sender.submit(picture(1), NEVER_S))
+    late = asyncio.create_task(sender.submit(picture(2), clock() + 5))
+    in_time = asyncio.create_task(sender.submit(picture(3), clock() + 20))
+    await settle()
+    clock.advance(10)
+    classifier.gate.set()
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert (await first).logits.argmax() == 1
+    scored = await in_time
+    assert scored.logits.argmax() == 3
+    assert scored.queue_ms == 10_000
+    assert classifier.chunks == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [(Overloaded("full", 3.0), Overloaded), (NotReady("gone"), NotReady), (ValueError("bug"), InferenceFailed)],
+)
+async def test_a_failed_chunk_fails_its_pictures_only(error: Exception, seen: type[Exception]) -> None:
+    classifier = FakeClassifier([error])
+    sender = gatherer(classifier)
+    with pytest.raises(seen):
+        await sender.submit(picture(1), NEVER_S)
+    assert (await sender.submit(picture(2), NEVER_S)).logits.argmax() == 2
+
+
+async def test_a_cancelled_picture_is_skipped_before_it_leaves() -> None:
+    classifier = FakeClassifier()
+    classifier.gate.clear()
+    sender = gatherer(classifier)
+    first = asyncio.create_task(sender.submit(picture(1), NEVER_S))
+    gone = asyncio.create_task(sender.submit(picture(2), NEVER_S))
+    last = asyncio.create_task(sender.submit(picture(3), NEVER_S))
+    await settle()
+    gone.cancel()
+    await settle()
+    classifier.gate.set()
+    assert (await first).logits.argmax() == 1
+    assert (await last).logits.argmax() == 3
+    assert classifier.chunks == [1, 1]
+
+
+async def test_a_chunk_does_not_run_in_the_context_of_one_of_its_requests() -> None:
+    """Serve keeps the request there, and cancels calls made in it when that one client hangs up."""
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    seen: list[str] = []
+
+    class Looking(FakeClassifier):
+        async def classify(self, pictures):
+            seen.append(request.get())
+            return await super().classify(pictures)
+
+    request.set("mine")
+    await gatherer(Looking()).submit(picture(1), NEVER_S)
+    assert seen == ["none"]
+
+
+async def test_close_answers_what_was_taken_and_takes_no_more() -> None:
+    classifier = FakeClassifier()
+    classifier.gate.clear()
+    sender = gatherer(classifier)
+    answers = [asyncio.create_task(sender.submit(picture(value), NEVER_S)) for value in range(3)]
+    await settle()
+    closing = asyncio.create_task(sender.close())
+    await settle()
+    with pytest.raises(NotReady):
+        await sender.submit(picture(4), NEVER_S)
+    classifier.gate.set()
+    await asyncio.gather(closing, *answers)
+    assert [task.result().logits.argmax() for task in answers] == [0, 1, 2]

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from serve_app.latency import LatencyTable, measure_latency, table_sizes, warm_up
+from serve_app.types import Logits, Pictures
+from tests.fakes import SHAPE, FakeClock, scores_of
+
+
+def test_estimates_lie_on_the_line_between_measured_sizes() -> None:
+    table = LatencyTable.of({8: 40.0, 1: 10.0, 4: 22.0})
+    assert [table.estimate_ms(size) for size in (1, 4, 8)] == [10.0, 22.0, 40.0]
+    assert table.estimate_ms(2) == pytest.approx(14.0)
+    assert table.estimate_ms(16) == pytest.approx(80.0)
+
+
+def test_the_best_rate_is_not_always_the_largest_batch() -> None:
+    assert LatencyTable.of({1: 10.0, 4: 20.0, 8: 80.0}).best_pictures_per_s() == pytest.approx(200)
+
+
+def test_an_empty_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        LatencyTable.of({})
+
+
+@pytest.mark.parametrize(
+    ("largest", "sizes"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16]), (17, [1, 2, 4, 8, 16, 17])]
+)
+def test_table_sizes_always_include_the_largest(largest: int, sizes: list[int]) -> None:
+    assert table_sizes(largest) == sizes
+
+
+def test_warm_up_runs_every_size() -> None:
+    sizes: list[int] = []
+
+    def infer(pictures: Pictures) -> Logits:
+        sizes.append(len(pictures))
+        return scores_of(pictures)
+
+    warm_up(infer, SHAPE, 5)
+    assert sorted(sizes) == [1, 2, 3, 4, 5]
+
+
+def test_latency_is_the_median_of_repeats_without_the_first_run() -> None:
+    clock = FakeClock()
+    durations_s = iter([9.0, 0.1, 0.3, 0.2])
+
+    def infer(pictures: Pictures) -> Logits:
+        clock.advance(next(durations_s))
+        return scores_of(pictures)
+
+    table = measure_latency(infer, SHAPE, [2], repeats=3, clock=clock)
+    assert table.as_dict() == {2: pytest.approx(200.0)}
+    assert np.shape(table.sizes) == (1,)
