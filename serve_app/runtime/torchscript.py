@@ -35,7 +35,7 @@ class TorchScriptRuntime:
         torch.set_num_threads(threads)
         with warnings.catch_warnings():
             # torch.jit is deprecated but works, and it is the only torch format that needs no model code to load.
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore")
             self._module: Any = torch.jit.load(str(artifact), map_location="cpu")  # type: ignore[no-untyped-call]
         self.info = RuntimeInfo("torchscript", "fp32", threads)
 
