@@ -1,0 +1,216 @@
+"""The Ray shell: the only `@serve.deployment`s. Wires pure parts together and holds no logic of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve import Application
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.batching import Classifier as ClassifierInterface
+from serve_app.engines import Engine, LocalClassifier, find_engine, open_engine
+from serve_app.errors import InferenceFailed, NotReady, Overloaded
+from serve_app.latency import LatencyTable
+from serve_app.metrics import RayMetrics
+from serve_app.pipeline import Pipeline
+from serve_app.runtime import available_cores
+from serve_app.settings import Auto, Settings
+from serve_app.types import ChunkScores, Pictures
+
+logger = logging.getLogger("ray.serve")
+MAX_AUTO_MERGE_WAIT_S = 0.005
+
+
+def _threads(setting: int | Auto) -> int:
+    """A number, or for `auto` the CPUs Ray gave this replica, never more than its cgroup has."""
+    if setting != "auto":
+        return setting
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+    return max(1, min(round(float(cpus)), available_cores()))
+
+
+async def _open(settings: Settings) -> Engine:
+    """Opens the engine off the event loop, which answers health checks meanwhile."""
+    threads = _threads(settings.runtime.threads)
+    engine = await asyncio.to_thread(
+        open_engine,
+        settings.engine,
+        threads=threads,
+        max_batch_size=settings.batching.max_batch_size,
+        inference_precision=settings.runtime.inference_precision,
+    )
+    logger.info(
+        "engine %s is warm: %s in %s, %d thread(s), up to %.0f pictures/s",
+        engine.manifest.engine_name,
+        engine.runtime.info.backend,
+        engine.runtime.info.inference_precision,
+        threads,
+        engine.latency.best_pictures_per_s(),
+    )
+    return engine
+
+
+def _chunk_sizes(chunks: list[Pictures]) -> int:
+    """For `@serve.batch`: a batch is as large as the pictures in it, not as the calls."""
+    return sum(len(chunk) for chunk in chunks)
+
+
+@serve.deployment
+class Classifier:
+    """Split placement: an engine that several Preprocessors send chunks to."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        engine = await _open(settings)
+        spec = engine.manifest.input
+        self._local = LocalClassifier(engine, RayMetrics())
+        self._buffer = np.empty((engine.max_batch_size, spec.height, spec.width, 3), np.uint8)
+        self._merge.set_max_batch_size(engine.max_batch_size)
+        wait_s = settings.batching.merge_wait_s
+        if wait_s == "auto":
+            wait_s = min(engine.latency.estimate_ms(1) / 1e3, MAX_AUTO_MERGE_WAIT_S)
+        self._merge.set_batch_wait_timeout_s(wait_s)
+
+    async def classify(self, pictures: Pictures) -> ChunkScores:
+        """uint8 (n, height, width, 3), n <= max_batch_size -> n rows; see `batching.Classifier`."""
+        return await self._merge(pictures)  # type: ignore[no-any-return]
+
+    async def latency(self) -> LatencyTable:
+        """Answers only when the engine is warm: also the readiness check of Preprocessors."""
+        return self._local.engine.latency
+
+    @serve.batch(batch_size_fn=_chunk_sizes)  # type: ignore[untyped-decorator]
+    async def _merge(self, chunks: list[Pictures]) -> list[ChunkScores]:
+        ends = np.cumsum([len(chunk) for chunk in chunks])
+        batch = self._buffer[: ends[-1]]
+        np.concatenate(chunks, out=batch)
+        scores = await self._local.classify(batch)
+        rows = np.split(scores.logits, ends[:-1])
+        return [ChunkScores(part, scores.inference_ms, scores.batch_size) for part in rows]
+
+    def __del__(self) -> None:
+        if hasattr(self, "_local"):
+            self._local.close()
+
+
+class RemoteClassifier:
+    """Classifier replicas behind a handle; satisfies `batching.Classifier`."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def classify(self, pictures: Pictures) -> ChunkScores:
+        """See `batching.Classifier`. Ray's errors become ours, so that a client sees 429 and 503, not 500."""
+        try:
+            return await self._handle.classify.remote(pictures)  # type: ignore[no-any-return]
+        except BackPressureError as error:
+            raise Overloaded("the classifiers are full; try again later", error.retry_after_s or 1.0) from None
+        except RayServeException as error:
+            raise NotReady(f"no classifier is available ({type(error).__name__}); try again in a second") from error
+        except RayError as error:
+            logger.exception("a chunk of %d pictures failed at the classifier", len(pictures))
+            raise InferenceFailed("the classifier failed; try again, the operator's log says why") from error
+
+    async def latency(self) -> LatencyTable:
+        """Of the replica that answers first; waits for one to be warm."""
+        return await self._handle.latency.remote()  # type: ignore[no-any-return]
+
+
+HttpApp = Callable[["_Replica"], Any]
+
+
+class _Replica:
+    """What a Preprocessor replica is: a pipeline, and what HTTP routes ask of it."""
+
+    pipeline: Pipeline
+    _settings: Settings
+    _remote: RemoteClassifier | None
+    _engine: Engine | None
+
+    async def _start(self, settings: Settings, classifier: DeploymentHandle | None) -> None:
+        self._settings = settings
+        metrics = RayMetrics()
+        target: ClassifierInterface
+        if classifier is None:
+            self._engine, self._remote = await _open(settings), None
+            target, manifest, latency = (
+                LocalClassifier(self._engine, metrics),
+                self._engine.manifest,
+                self._engine.latency,
+            )
+        else:
+            self._engine, self._remote = None, RemoteClassifier(classifier)
+            _, manifest = await asyncio.to_thread(find_engine, settings.engine)
+            target, latency = self._remote, await self._remote.latency()
+        self.pipeline = Pipeline(
+            manifest,
+            settings,
+            target,
+            decode_threads=_threads(settings.preprocess.threads),
+            engine_pictures_per_s=latency.best_pictures_per_s(),
+            metrics=metrics,
+        )
+
+    async def ready(self) -> bool:
+        """See `ingress.Service`. An engine in this process is warm once the constructor has returned."""
+        if self._remote is None:
+            return True
+        try:
+            async with asyncio.timeout(1):
+                await self._remote.latency()
+        except (TimeoutError, RayServeException, RayError):
+            return False
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        """See `ingress.Service`."""
+        manifest, settings = self.pipeline.manifest, self._settings
+        return {
+            "name": manifest.model,
+            "backend": manifest.backend,
+            "precision": manifest.precision,
+            "trained": manifest.trained,
+            "num_classes": manifest.num_classes,
+            "preprocess": settings.preprocess.mode,
+            "placement": settings.placement,
+            "max_batch_size": settings.batching.max_batch_size,
+            "weights": manifest.weights.model_dump(mode="json"),
+            "input": manifest.input.model_dump(mode="json"),
+        }
+
+
+@serve.deployment(max_ongoing_requests=1000)
+@serve.ingress()
+class Preprocessor(_Replica):
+    """The HTTP ingress: decodes, gathers chunks, and classifies here or at the Classifier.
+
+    Args:
+        settings: validated.
+        http_app: makes the ASGI application; handed in, because HTTP is a layer above this one.
+        classifier: handle of the Classifier in split placement, None when the engine runs here.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits constructors
+        self, settings: Settings, http_app: HttpApp, classifier: DeploymentHandle | None = None
+    ) -> None:
+        self._http_app = http_app
+        await self._start(settings, classifier)
+
+    def __serve_build_asgi_app__(self) -> Any:  # Serve's hook for applications that need the replica
+        return self._http_app(self)
+
+
+def application(settings: Settings, http_app: HttpApp) -> Application:
+    """The deployments of one placement, bound to each other."""
+    # mypy sees the classes, not what Serve's decorators made of them.
+    preprocessor, classifier = cast(Any, Preprocessor), cast(Any, Classifier)
+    if settings.placement == "split":
+        return preprocessor.bind(settings, http_app, classifier.bind(settings))
+    return preprocessor.bind(settings, http_app)

@@ -1,0 +1,249 @@
+"""The native API over ASGI, with a fake engine; the same contract runs against the real service in tests/service."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from serve_app.errors import NotReady
+from serve_app.ingress import create_app
+from serve_app.metrics import NoMetrics
+from serve_app.pipeline import Pipeline
+from serve_app.settings import parse_settings
+from tests.fakes import FakeClassifier, manifest
+
+
+class FakeService:
+    def __init__(self, classifier: FakeClassifier, **limits: int) -> None:
+        self.is_ready = True
+        self.pipeline = Pipeline(
+            manifest(trained=False),
+            parse_settings({"limits": {"max_body_bytes": 5000, "max_pixels": 10_000, **limits}}),
+            classifier,
+            decode_threads=1,
+            engine_pictures_per_s=100,
+            metrics=NoMetrics(),
+        )
+
+    async def ready(self) -> bool:
+        return self.is_ready
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "fake"}
+
+
+def png(value: int, size: tuple[int, int] = (6, 6)) -> bytes:
+    """A picture that the fake classifier puts into class `value % 5`."""
+    file = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def classifier() -> FakeClassifier:
+    return FakeClassifier()
+
+
+@pytest.fixture
+def service(classifier: FakeClassifier) -> FakeService:
+    return FakeService(classifier)
+
+
+@pytest.fixture
+async def client(service: FakeService) -> AsyncIterator[httpx.AsyncClient]:
+    # Faults must come back as answers, as they do behind a real server.
+    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield http
+
+
+def best(result: dict[str, Any]) -> int:
+    return result["predictions"][0]["class_id"]
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> str:
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    assert answer.headers["content-type"] == "application/json"
+    return answer.json()["error"]["message"]
+
+
+async def test_raw_body(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/predict", content=png(3))
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["model"], body["trained"], best(body)) == ("fake", False, 3)
+    assert len(body["predictions"]) == 3
+    assert body["predictions"][0]["label"] == "label 3"
+    assert set(body["timing_ms"]) == {"queue", "preprocess", "inference"}
+
+
+@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "image/x-unheard-of"])
+async def test_the_bytes_decide_not_the_content_type(client: httpx.AsyncClient, kind: str) -> None:
+    assert best((await client.post("/predict", content=png(2), headers={"content-type": kind})).json()) == 2
+
+
+async def test_curl_calls_every_body_a_form(client: httpx.AsyncClient) -> None:
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert best((await client.post("/predict", content=png(2), headers=headers)).json()) == 2
+
+
+async def test_multipart_one_is_an_object(client: httpx.AsyncClient) -> None:
+    body = (await client.post("/predict", files={"image": ("a.png", png(4))})).json()
+    assert best(body) == 4
+
+
+async def test_multipart_many_is_a_list_with_errors_in_place(client: httpx.AsyncClient) -> None:
+    files = [("image", ("a.png", png(1))), ("image", ("b.png", b"junk")), ("image", ("c.png", png(2)))]
+    answer = await client.post("/predict", files=files)
+    assert answer.status_code == 200
+    results = answer.json()["results"]
+    assert [best(results[0]), best(results[2])] == [1, 2]
+    assert results[1]["error"]["code"] == "unsupported_format"
+
+
+async def test_json_base64(client: httpx.AsyncClient) -> None:
+    text = base64.b64encode(png(3)).decode()
+    assert best((await client.post("/predict", json={"image": text})).json()) == 3
+    assert best((await client.post("/predict", json={"image": "data:image/png;base64," + text})).json()) == 3
+    results = (await client.post("/predict", json={"image": [text, text]})).json()["results"]
+    assert [best(result) for result in results] == [3, 3]
+
+
+async def test_top_k(client: httpx.AsyncClient) -> None:
+    for k in (1, 5):
+        answer = await client.post("/predict", params={"top_k": k}, content=png(1))
+        assert len(answer.json()["predictions"]) == k
+
+
+@pytest.mark.parametrize("k", ["0", "6", "-1", "x", "", "1.5", "³", "99999999999999"])
+async def test_bad_top_k(client: httpx.AsyncClient, k: str) -> None:
+    refused(await client.post("/predict", params={"top_k": k}, content=png(1)), 422, "bad_parameter")
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "soon", "999999999"])
+async def test_bad_timeout(client: httpx.AsyncClient, timeout: str) -> None:
+    answer = await client.post("/predict", content=png(1), headers={"x-request-timeout-ms": timeout})
+    refused(answer, 422, "bad_parameter")
+
+
+@pytest.mark.parametrize(
+    ("request_parts", "said"),
+    [
+        ({"content": b""}, "--data-binary"),
+        ({"files": {"photo": ("a.png", b"x")}}, "'photo'"),
+        ({"data": {"image": "text"}}, "form-urlencoded"),
+        ({"files": {"other": ("a", b"x")}, "data": {"image": "text"}}, "text, not a file"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, "not valid JSON"),
+        ({"json": {"picture": "x"}}, "base64"),
+        ({"json": {"image": ""}}, "base64"),
+        ({"json": {"image": 5}}, "base64"),
+        ({"json": {"image": [5]}}, "base64 string"),
+        ({"json": {"image": "not base64!"}}, "not valid base64"),
+        ({"json": [1]}, "base64"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, "boundary"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=b"}}, "multipart"),
+    ],
+)
+async def test_no_picture(client: httpx.AsyncClient, request_parts: dict[str, Any], said: str) -> None:
+    assert said in refused(await client.post("/predict", **request_parts), 400, "invalid_request")
+
+
+async def test_unknown_format_and_broken_picture(client: httpx.AsyncClient) -> None:
+    assert "JPEG" in refused(await client.post("/predict", content=b"%PDF-1.7 hello"), 415, "unsupported_format")
+    refused(await client.post("/predict", content=png(1, (60, 60))[:60]), 422, "broken_picture")
+
+
+async def test_too_large(client: httpx.AsyncClient) -> None:
+    assert "5000 bytes" in refused(await client.post("/predict", content=b"x" * 5001), 413, "too_large")
+
+    async def unannounced() -> AsyncIterator[bytes]:
+        for _ in range(6):
+            yield b"x" * 1000
+
+    refused(await client.post("/predict", content=unannounced()), 413, "too_large")
+    assert "10000" in refused(await client.post("/predict", content=png(1, (200, 51))), 413, "too_large")
+    many = [("image", ("a.png", b"x"))] * 65
+    refused(await client.post("/predict", files=many), 413, "too_large")
+
+
+async def test_unknown_model_route_and_method(client: httpx.AsyncClient) -> None:
+    assert "served: fake" in refused(
+        await client.post("/predict", params={"model": "vgg"}, content=png(1)), 404, "unknown_model"
+    )
+    assert (await client.post("/predict", params={"model": "fake"}, content=png(1))).status_code == 200
+    refused(await client.get("/nothing"), 404, "not_found")
+    answer = await client.get("/predict")
+    refused(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+
+
+async def test_overload_says_when_to_come_back(classifier: FakeClassifier) -> None:
+    classifier.gate.clear()
+    app = create_app(FakeService(classifier, max_queued_pictures=1, max_pictures_per_request=1))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        taken = asyncio.create_task(http.post("/predict", content=png(1)))
+        while not classifier.chunks:
+            await asyncio.sleep(0.001)
+        answer = await http.post("/predict", content=png(2))
+        refused(answer, 429, "overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
+        classifier.gate.set()
+        assert best((await taken).json()) == 1
+
+
+async def test_deadline(client: httpx.AsyncClient, classifier: FakeClassifier) -> None:
+    classifier.gate.clear()
+    answer = await client.post("/predict", content=png(1), headers={"x-request-timeout-ms": "30"})
+    refused(answer, 504, "deadline_exceeded")
+
+
+async def test_a_fault_of_ours_says_nothing_of_the_inside(
+    client: httpx.AsyncClient, classifier: FakeClassifier
+) -> None:
+    classifier.errors = [RuntimeError("secret path /srv/engines")]
+    assert "secret" not in refused(await client.post("/predict", content=png(1)), 500, "inference_failed")
+
+
+async def test_an_unforeseen_exception_is_an_answer_too(client: httpx.AsyncClient, service: FakeService) -> None:
+    service.describe = None  # type: ignore[assignment]
+    assert "NoneType" not in refused(await client.get("/models"), 500, "internal")
+
+
+async def test_a_classifier_that_is_away(client: httpx.AsyncClient, classifier: FakeClassifier) -> None:
+    classifier.errors = [NotReady("no classifier is available; try again in a second")]
+    answer = await client.post("/predict", content=png(1))
+    refused(answer, 503, "not_ready")
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_health(client: httpx.AsyncClient, service: FakeService) -> None:
+    assert (await client.get("/healthz")).json() == {"live": True}
+    assert (await client.get("/readyz")).json() == {"ready": True}
+    service.is_ready = False
+    refused(await client.get("/readyz"), 503, "not_ready")
+    assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_models_and_page(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/models")).json() == {"models": [{"name": "fake"}]}
+    page = await client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "<html" in page.text
+    # Strict: the page's own script and style by hash, nothing inline besides, nobody else's.
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+
+
+async def test_every_request_gives_back_what_it_held(client: httpx.AsyncClient, service: FakeService) -> None:
+    await asyncio.gather(
+        *(client.post("/predict", content=body) for body in (png(1), b"junk", b"", b"x" * 6000, png(2)[:50]))
+    )
+    assert (service.pipeline.admission.queued_pictures, service.pipeline.admission.queued_bytes) == (0, 0)
