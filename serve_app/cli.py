@@ -1,0 +1,74 @@
+"""The `image-serve` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from serve_app import launch
+from serve_app.errors import ConfigError, SetupError
+from serve_app.lint import lint_config, load_config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0 done, 1 it could not be done (one line on stderr says why)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except SetupError as error:
+        print(f"image-serve: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="image-serve", description="Image classification on Ray Serve.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    start = commands.add_parser(
+        "start",
+        help="start the service on this machine, with the fast ingress",
+        description="Starts a Ray of its own with the fast ingress, deploys the configuration, and runs until Ctrl-C.",
+    )
+    start.add_argument("config", type=Path, nargs="?", default=Path("configs/local.yaml"), help="default: %(default)s")
+    start.add_argument("--port", type=int, help="instead of the configuration's port")
+    start.add_argument("--logs", action="store_true", help="show Ray's and the replicas' log lines here")
+    start.add_argument("--ready-timeout-s", type=float, default=300, help="give up after this (default: %(default)s)")
+    start.set_defaults(run=_start)
+
+    lint = commands.add_parser("lint", help="check configuration files for unknown keys and known traps")
+    lint.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
+    lint.set_defaults(run=_lint)
+    return parser
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config)
+    if not _report(arguments.config, config, dict(os.environ) | launch.FAST_INGRESS_ENV):
+        raise ConfigError(f"{arguments.config} has errors; mend them and start again")
+    launch.check_application(config)
+    launch.start(
+        arguments.config,
+        config,
+        port=arguments.port,
+        logs=arguments.logs,
+        ready_timeout_s=arguments.ready_timeout_s,
+    )
+    return 0
+
+
+def _lint(arguments: argparse.Namespace) -> int:
+    environment = dict(os.environ) | launch.FAST_INGRESS_ENV  # what `start` and the manifests run with
+    results = [_report(path, load_config(path), environment) for path in arguments.configs]
+    return 0 if all(results) else 1
+
+
+def _report(path: Path, config: dict[str, object], environment: dict[str, str]) -> bool:
+    findings = lint_config(config, environment)
+    for finding in findings:
+        print(f"{path}: {finding.severity}: {finding.path}: {finding.message}", file=sys.stderr)
+    return not any(finding.severity == "error" for finding in findings)

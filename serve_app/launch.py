@@ -1,0 +1,263 @@
+"""`image-serve start`: a local Ray with the fast ingress, one configuration on it, and nothing left when it ends."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import yaml
+
+from serve_app.errors import ConfigError, SetupError
+from serve_app.runtime import available_cores
+
+DEFAULT_PORT = 8000
+FAST_INGRESS_ENV = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # A chunk of 64 pictures is 9.6 MB; the default cap of a message between replicas is 4 MiB.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
+}
+"""What the fast ingress needs on every node before Ray starts."""
+
+_LOCAL_ENV = {
+    # On one machine nobody else still routes to a replica that goes away: no need to wait 30 s for them.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ADDRESS": "local",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_SIDE_PORTS = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
+}
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class StartFailed(SetupError):
+    """The service did not come up."""
+
+
+def start(config_path: Path, config: dict[str, Any], *, port: int | None, logs: bool, ready_timeout_s: float) -> None:
+    """Starts Ray Serve with `config`, says when it is ready, and runs until Ctrl-C or SIGTERM.
+
+    Args:
+        config_path: where `config` was read from, for messages.
+        config: a Serve configuration that passed the lint.
+        port: overrides the configuration's port.
+        logs: Ray's and the replicas' log lines go to this terminal; otherwise to Ray's session folder only.
+        ready_timeout_s: how long a start may take.
+
+    Raises:
+        StartFailed: a busy port, or an application that does not come up; says why.
+    """
+    http = {"port": DEFAULT_PORT, "host": "0.0.0.0"} | (config.get("http_options") or {})
+    http |= {"port": port} if port else {}
+    _require_free(http["host"], http["port"])
+    _set_environment(os.environ, logs)
+    _adopt_orphans()
+    with _ray(logs), _sigterm_as_interrupt():
+        _say(f"starting Ray Serve with {config_path} ...")
+        began_s = time.monotonic()
+        _deploy(config | {"http_options": http}, logs)
+        address = f"http://localhost:{http['port']}"
+        _wait_until_ready(address, began_s + ready_timeout_s)
+        _say(f"ready after {time.monotonic() - began_s:.0f} s at {address}   (Ctrl-C stops it)")
+        _say(f"  page: open {address} in a browser")
+        _say(f"  curl: curl --data-binary @photo.jpg {address}/predict")
+        _stay()
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _require_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            raise StartFailed(f"port {port} needs root; choose one above 1023: make serve PORT=8000") from None
+        except OSError:
+            owner = f" by {name}" if (name := _owner(port)) else ""
+            raise StartFailed(
+                f"port {port} is in use{owner}; stop that, or choose another: make serve PORT={port + 1}"
+            ) from None
+
+
+def _owner(port: int) -> str | None:
+    with suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            listens_on = connection.laddr.port if connection.laddr else None
+            if connection.status == psutil.CONN_LISTEN and listens_on == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return None
+
+
+def _free_port(preferred: int) -> int:
+    for port in (preferred, 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("0.0.0.0", port))
+            return int(probe.getsockname()[1])
+    raise StartFailed("no free TCP port on this machine; stop something that holds ports")
+
+
+def _set_environment(env: dict[str, str] | os._Environ[str], logs: bool) -> None:
+    """Ray reads these when it is imported and hands them to its processes; what the user set stays."""
+    for name, value in (FAST_INGRESS_ENV | _LOCAL_ENV).items():
+        env.setdefault(name, value)
+    for name, preferred in _SIDE_PORTS.items():
+        env.setdefault(name, str(_free_port(preferred)))
+    if logs:
+        env.setdefault("RAY_SERVE_LOG_TO_STDERR", "1")
+
+
+def _adopt_orphans() -> None:
+    """Makes this process the parent of every orphan below it (Linux), so that none can be missed at the end."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _ray(logs: bool) -> Iterator[None]:
+    """A Ray of our own for the length of the block; afterwards none of its processes is left."""
+    import ray  # after the environment is set
+
+    try:
+        ray.init(
+            namespace="serve",
+            # Two one-CPU replicas must fit on a one-core machine too.
+            num_cpus=max(2, available_cores()),
+            log_to_driver=logs,
+            logging_level="INFO" if logs else "ERROR",
+            include_dashboard=False,
+        )
+        yield
+    except KeyboardInterrupt:
+        _say("stopping ...")
+    finally:
+        # A second Ctrl-C must not leave half of it running.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _shut_down()
+        _end_children()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _say("stopped")
+
+
+def _shut_down() -> None:
+    import ray
+    from ray import serve
+
+    # Whatever is left is ended afterwards, so that errors, and what Ray prints about its own end, tell nobody anything.
+    with suppress(Exception), redirect_stderr(io.StringIO()):
+        if ray.is_initialized():
+            serve.shutdown()
+        ray.shutdown()
+
+
+def _end_children() -> None:
+    children = psutil.Process().children(recursive=True)
+    for stop in (psutil.Process.terminate, psutil.Process.kill):
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                stop(child)
+        _, children = psutil.wait_procs(children, timeout=3)
+
+
+def _deploy(config: Mapping[str, Any], logs: bool) -> None:
+    """`serve run --non-blocking`, in the Ray of this process."""
+    from ray.serve import scripts
+
+    os.environ.pop("RAY_ADDRESS", None)  # this process is connected already; the command would warn
+    said = io.StringIO()
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file, redirect_stdout(said), redirect_stderr(said):
+        if not logs:
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        yaml.safe_dump(dict(config), file)
+        file.flush()
+        try:
+            scripts.run.main(["--non-blocking", file.name], standalone_mode=False)
+        except SystemExit:  # how the command reports a failure
+            raise StartFailed(f"Ray Serve did not take the configuration: {_reason(said.getvalue())}") from None
+
+
+def _wait_until_ready(address: str, until_s: float) -> None:
+    from ray import serve
+
+    while not _answers(f"{address}/readyz"):
+        for name, application in serve.status().applications.items():
+            if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise StartFailed(f"application {name} did not start: {_reason(application.message)}")
+        if time.monotonic() > until_s:
+            raise StartFailed(
+                "the service is not ready in time; look at the logs in /tmp/ray/session_latest/logs/serve, or start "
+                "it with --logs"
+            )
+        time.sleep(0.2)
+
+
+def _answers(url: str) -> bool:
+    with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=2) as answer:
+        return bool(answer.status == 200 and json.load(answer) == {"ready": True})
+    return False
+
+
+def _reason(message: str) -> str:
+    """The line of a Ray traceback that says what went wrong, or all of it."""
+    lines = [line.strip() for line in message.strip().splitlines()]
+    telling = [line for line in lines if "Error" in line and not line.startswith(("File", "raise"))]
+    return telling[-1] if telling else message
+
+
+def _stay() -> None:
+    while True:
+        signal.pause()
+
+
+def check_application(config: Mapping[str, Any]) -> None:
+    """Fails before Ray is started where the engine is missing or broken.
+
+    Raises:
+        SetupError: says what to build.
+    """
+    from serve_app.engines import find_engine
+    from serve_app.settings import parse_settings
+
+    applications = config.get("applications")
+    if not applications:
+        raise ConfigError("the configuration has no applications; start from configs/local.yaml")
+    for application in applications:
+        if application.get("import_path") == "serve_app.app:build":
+            find_engine(parse_settings(application.get("args") or {}).engine)

@@ -1,0 +1,155 @@
+"""The contract of the native API, against the real service, in both placements."""
+
+from __future__ import annotations
+
+import base64
+import io
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from PIL import Image
+
+from scripts.consistency import run
+from tests.service.conftest import MODEL
+
+pytestmark = pytest.mark.service
+
+
+def label(result: dict[str, Any]) -> str:
+    return str(result["predictions"][0]["label"])
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> None:
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    assert "Traceback" not in answer.text
+
+
+def test_a_photograph_is_named(client: httpx.Client, photographs: dict[str, bytes]) -> None:
+    answer = client.post("/predict", content=photographs["espresso.jpg"])
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert (body["model"], body["trained"], label(body)) == (MODEL, True, "espresso")
+    assert len(body["predictions"]) == 3
+    assert all(body["timing_ms"][stage] >= 0 for stage in ("queue", "preprocess", "inference"))
+
+
+def test_every_way_to_send_a_picture_gives_the_same_answer(client: httpx.Client, photographs: dict[str, bytes]) -> None:
+    cat = photographs["cat.jpg"]
+    text = base64.b64encode(cat).decode()
+    answers = [
+        client.post("/predict", content=cat),
+        client.post("/predict", content=cat, headers={"content-type": "image/jpeg"}),
+        client.post("/predict", files={"image": ("cat.jpg", cat, "image/jpeg")}),
+        client.post("/predict", json={"image": text}),
+    ]
+    assert len({str(answer.json()["predictions"]) for answer in answers}) == 1
+    results = client.post("/predict", json={"image": [text, text]}).json()["results"]
+    assert [result["predictions"] for result in results] == [answers[0].json()["predictions"]] * 2
+
+
+def test_several_pictures_with_a_bad_one_among_them(client: httpx.Client, photographs: dict[str, bytes]) -> None:
+    files = [("image", (name, body)) for name, body in photographs.items()]
+    files.insert(1, ("image", ("bad.jpg", b"\xff\xd8\xff\xe0 no more")))
+    results = client.post("/predict", files=files).json()["results"]
+    assert len(results) == len(files)
+    assert results[1]["error"]["code"] == "broken_picture"
+    alone = [client.post("/predict", content=body).json()["predictions"] for body in photographs.values()]
+    assert [result["predictions"] for result in results if "predictions" in result] == alone
+
+
+def test_top_k(client: httpx.Client, photographs: dict[str, bytes]) -> None:
+    cat = photographs["cat.jpg"]
+    for k in (1, 10, 1000):
+        predictions = client.post("/predict", params={"top_k": k}, content=cat).json()["predictions"]
+        scores = [one["score"] for one in predictions]
+        assert len(predictions) == k
+        assert scores == sorted(scores, reverse=True)
+    assert sum(scores) == pytest.approx(1, abs=0.01)
+    refused(client.post("/predict", params={"top_k": 1001}, content=cat), 422, "bad_parameter")
+
+
+def png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+ERRORS: list[tuple[int, str, Callable[[httpx.Client, bytes], httpx.Response]]] = [
+    (400, "invalid_request", lambda http, cat: http.post("/predict")),
+    (400, "invalid_request", lambda http, cat: http.post("/predict", files={"photo": cat})),
+    (400, "invalid_request", lambda http, cat: http.post("/predict", json={"image": "?"})),
+    (404, "unknown_model", lambda http, cat: http.post("/predict", params={"model": "vgg16"}, content=cat)),
+    (404, "not_found", lambda http, cat: http.get("/favicon.ico")),
+    (405, "method_not_allowed", lambda http, cat: http.get("/predict")),
+    (413, "too_large", lambda http, cat: http.post("/predict", content=cat + bytes(20 * 2**20))),
+    (413, "too_large", lambda http, cat: http.post("/predict", content=png(8000, 7000))),
+    (415, "unsupported_format", lambda http, cat: http.post("/predict", content=b"<svg/>")),
+    (422, "broken_picture", lambda http, cat: http.post("/predict", content=cat[: len(cat) // 2])),
+    (422, "bad_parameter", lambda http, cat: http.post("/predict", params={"top_k": "many"}, content=cat)),
+    (422, "bad_parameter", lambda http, cat: http.post("/predict", headers={"x-request-timeout-ms": "x"}, content=cat)),
+    (
+        504,
+        "deadline_exceeded",
+        lambda http, cat: http.post("/predict", headers={"x-request-timeout-ms": "1"}, content=cat),
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "send"), ERRORS, ids=[f"{s} {c} {i}" for i, (s, c, _) in enumerate(ERRORS)])
+def test_errors_of_the_contract(
+    client: httpx.Client,
+    photographs: dict[str, bytes],
+    status: int,
+    code: str,
+    send: Callable[[httpx.Client, bytes], httpx.Response],
+) -> None:
+    refused(send(client, photographs["cat.jpg"]), status, code)
+
+
+def test_overload_is_announced_and_what_is_taken_is_answered(address: str, photographs: dict[str, bytes]) -> None:
+    cat = photographs["cat.jpg"]
+
+    def one(_: int) -> httpx.Response:
+        headers = {"x-request-timeout-ms": "700"}
+        return httpx.post(f"{address}/predict", content=cat, headers=headers, timeout=60)
+
+    with ThreadPoolExecutor(150) as pool:
+        answers = list(pool.map(one, range(450)))
+    by_status = {status: [one for one in answers if one.status_code == status] for status in (200, 429, 504)}
+    assert sum(map(len, by_status.values())) == len(answers), {one.status_code for one in answers}
+    assert by_status[200]
+    assert by_status[429]
+    assert all(int(one.headers["retry-after"]) >= 1 for one in by_status[429])
+    assert len({str(one.json()["predictions"]) for one in by_status[200]}) == 1
+
+
+def test_64_clients_get_the_answers_of_lone_requests(address: str, photographs: dict[str, bytes]) -> None:
+    result = run(address, photographs, requests=400, clients=64)
+    assert (result.requests, result.errors, result.different) == (400, [], [])
+
+
+def test_clients_that_hang_up_harm_nobody(address: str, photographs: dict[str, bytes]) -> None:
+    cat = photographs["cat.jpg"]
+    place = urlsplit(address)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(cat)}\r\n\r\n".encode()
+    whole = head + cat
+    for turn in range(90):
+        with socket.create_connection((place.hostname, place.port)) as connection:
+            connection.sendall(whole[: (len(head) // 2, len(whole) // 2, len(whole))[turn % 3]])
+            time.sleep((0, 0.001, 0.01)[turn // 3 % 3])
+    result = run(address, photographs, requests=80, clients=16)
+    assert (result.requests, result.errors, result.different) == (80, [], [])
+
+
+def test_health_models_and_page(client: httpx.Client) -> None:
+    assert client.get("/healthz").json() == {"live": True}
+    assert client.get("/readyz").json() == {"ready": True}
+    [model] = client.get("/models").json()["models"]
+    assert (model["name"], model["backend"], model["num_classes"]) == (MODEL, "openvino", 1000)
+    assert "<html" in client.get("/").text
