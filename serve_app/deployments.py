@@ -58,6 +58,11 @@ async def _open(settings: Settings) -> Engine:
     return engine
 
 
+def merge_wait_s(setting: float | Auto, latency: LatencyTable) -> float:
+    """Seconds a batch waits for chunks of other senders; `auto` is the engine's time for one picture, at most 5 ms."""
+    return min(latency.estimate_ms(1) / 1e3, MAX_AUTO_MERGE_WAIT_S) if setting == "auto" else setting
+
+
 def _chunk_sizes(chunks: list[Pictures]) -> int:
     """For `@serve.batch`: a batch is as large as the pictures in it, not as the calls."""
     return sum(len(chunk) for chunk in chunks)
@@ -73,10 +78,7 @@ class Classifier:
         self._local = LocalClassifier(engine, RayMetrics())
         self._buffer = np.empty((engine.max_batch_size, spec.height, spec.width, 3), np.uint8)
         self._merge.set_max_batch_size(engine.max_batch_size)
-        wait_s = settings.batching.merge_wait_s
-        if wait_s == "auto":
-            wait_s = min(engine.latency.estimate_ms(1) / 1e3, MAX_AUTO_MERGE_WAIT_S)
-        self._merge.set_batch_wait_timeout_s(wait_s)
+        self._merge.set_batch_wait_timeout_s(merge_wait_s(settings.batching.merge_wait_s, engine.latency))
 
     async def classify(self, pictures: Pictures) -> ChunkScores:
         """uint8 (n, height, width, 3), n <= max_batch_size -> n rows; see `batching.Classifier`."""

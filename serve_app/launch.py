@@ -12,7 +12,6 @@ import socket
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -41,7 +40,7 @@ _LOCAL_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ADDRESS": "local",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its announcement of a future default is not for our users
 }
 _SIDE_PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
@@ -81,6 +80,8 @@ def start(config_path: Path, config: dict[str, Any], *, port: int | None, logs: 
         address = f"http://localhost:{http['port']}"
         _wait_until_ready(address, began_s + ready_timeout_s)
         _say(f"ready after {time.monotonic() - began_s:.0f} s at {address}   (Ctrl-C stops it)")
+        for model in _get(f"{address}/models")["models"]:
+            _say(f"  model: {_described(model)}")
         _say(f"  page: open {address} in a browser")
         _say(f"  curl: curl --data-binary @photo.jpg {address}/predict")
         _stay()
@@ -229,9 +230,21 @@ def _wait_until_ready(address: str, until_s: float) -> None:
 
 
 def _answers(url: str) -> bool:
-    with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=2) as answer:
-        return bool(answer.status == 200 and json.load(answer) == {"ready": True})
+    with suppress(OSError, ValueError):
+        return bool(_get(url) == {"ready": True})
     return False
+
+
+def _get(url: str) -> Any:
+    """JSON of a 200; OSError (urllib's errors are) for any other answer or none."""
+    with urllib.request.urlopen(url, timeout=2) as answer:
+        return json.load(answer)
+
+
+def _described(model: Mapping[str, Any]) -> str:
+    text = f"{model['name']}, {model['backend']} {model['precision']}, {model['num_classes']} classes, "
+    text += f"preprocessing {model['preprocess']}, {model['placement']}"
+    return text if model["trained"] else f"{text}\n  WARNING: its weights are untrained, its answers mean nothing"
 
 
 def _reason(message: str) -> str:
