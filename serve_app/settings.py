@@ -29,7 +29,9 @@ class EngineSettings(_Section):
     model: str = "auto"
     """Name of a model in `engines_dir`; `auto` is resnet18 where a trained one was built, else efficientnet_lite0."""
     backend: Backend = "openvino"
+    """What the engine was built for."""
     precision: Precision = "fp32"
+    """Of the engine's weights; int8 needs an engine built with calibration pictures."""
 
 
 class PreprocessSettings(_Section):
@@ -67,16 +69,19 @@ class LimitSettings(_Section):
     """What is refused, before memory or time is spent on it."""
 
     max_body_bytes: Positive = 20 * 2**20
+    """Of one request; counted while it arrives."""
     max_pixels: Positive = 50_000_000
     """Width x height of a picture, read from its header before it is decoded."""
     max_pictures_per_request: Positive = 64
+    """In one multipart or JSON body."""
     max_queued_pictures: Positive = 256
     """Pictures one replica holds at once, waiting or in work; more are answered 429."""
     max_queued_bytes: Positive = 256 * 2**20
     """Request bodies one replica holds at once."""
     default_timeout_ms: Positive = 30_000
+    """For requests without the header x-request-timeout-ms."""
     max_timeout_ms: Positive = 120_000
-    """Upper bound of the request header x-request-timeout-ms."""
+    """Upper bound of that header."""
 
 
 class Settings(_Section):

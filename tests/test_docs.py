@@ -1,0 +1,57 @@
+"""The README says what the code does, where a program can tell."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from engine_build.cli import _parser as engine_build_parser
+from scripts.document_settings import table
+from scripts.local_service import ROOT
+from serve_app import errors, metrics
+from serve_app.cli import _parser as image_serve_parser
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_settings_is_the_settings() -> None:
+    assert table() in README, "run scripts/document_settings.py and paste its table"
+
+
+def classes(base: type) -> set[type]:
+    return {base}.union(*(classes(child) for child in base.__subclasses__()))
+
+
+def test_every_error_code_is_listed_with_its_status() -> None:
+    rows = {
+        row.split("|")[1].strip(): row.split("|")[2] for row in README.splitlines() if re.match(r"\| [45]\d\d \|", row)
+    }
+    for kind in classes(errors.ServeError) - {errors.RequestError}:
+        assert f"`{kind.code}`" in rows[str(int(kind.status))], kind
+
+
+def test_every_metric_is_listed() -> None:
+    names = set(re.findall(r"image_serve_[a-z_]+", metrics.RayMetrics.__doc__ or ""))
+    assert len(names) >= 4
+    assert all(f"ray_{name}" in README for name in names)
+
+
+COMMANDS = re.findall(r"^(engine-build [a-z]+ .*?|image-serve [a-z]+ .*?)(?:\s*#.*)?$", README, re.MULTILINE)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shown_parses(command: str) -> None:
+    program, *arguments = shlex.split(command)
+    parser = {"engine-build": engine_build_parser, "image-serve": image_serve_parser}[program]()
+    assert callable(parser.parse_args(arguments).run)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:configs|scripts|serve_app|tests)/[\w./-]+\w", README))))
+def test_every_file_named_is_there(path: str) -> None:
+    assert path == "configs/mine.yaml" or (ROOT / path).exists()
