@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
@@ -73,7 +73,8 @@ def start(config_path: Path, config: dict[str, Any], *, port: int | None, logs: 
     _require_free(http["host"], http["port"])
     _set_environment(os.environ, logs)
     _adopt_orphans()
-    with _ray(logs), _sigterm_as_interrupt():
+    _on_stop_signals(_interrupt)
+    with _ray(logs):
         _say(f"starting Ray Serve with {config_path} ...")
         began_s = time.monotonic()
         _deploy(config | {"http_options": http}, logs)
@@ -139,16 +140,14 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+def _on_stop_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """Also where SIGINT was ignored from birth, as a shell does to what it starts in the background."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 @contextmanager
@@ -169,11 +168,9 @@ def _ray(logs: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         _say("stopping ...")
     finally:
-        # A second Ctrl-C must not leave half of it running.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _on_stop_signals(signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
         _shut_down()
         _end_children()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     _say("stopped")
 
 
@@ -182,7 +179,8 @@ def _shut_down() -> None:
     from ray import serve
 
     # Whatever is left is ended afterwards, so that errors, and what Ray prints about its own end, tell nobody anything.
-    with suppress(Exception), redirect_stderr(io.StringIO()):
+    nowhere = io.StringIO()
+    with suppress(Exception), redirect_stdout(nowhere), redirect_stderr(nowhere):
         if ray.is_initialized():
             serve.shutdown()
         ray.shutdown()
