@@ -1,0 +1,103 @@
+"""Builds what a configuration file names and is not there yet; does nothing, fast, where it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine_build.errors import BuildError
+from engine_build.progress import say
+from engine_build.request import BuildRequest
+from engine_build.store import EngineId, EngineStore
+from engine_build.zoo import ARCHITECTURES, FLAGSHIP, PACKAGED
+from serve_app.errors import ConfigError
+from serve_app.manifest import Manifest
+from serve_app.settings import Settings, parse_settings
+
+
+def missing_engines(config: Path, weights_dir: Path) -> list[BuildRequest]:
+    """What has to be built before the service can start with this file; says what is there already.
+
+    Raises:
+        ConfigError: not a Serve configuration file, or unknown keys in it.
+        BuildError: an engine is missing that cannot be built without more being known; says by which command.
+    """
+    requests = [_request(settings, weights_dir) for settings in read_settings(config)]
+    return [request for request in dict.fromkeys(requests) if not _is_there(request)]
+
+
+def read_settings(config: Path) -> list[Settings]:
+    """The settings of every application in a Serve configuration file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not one.
+    """
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration {config} cannot be read: {error.strerror}; check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"configuration {config} is not valid YAML: {reason}; mend it") from None
+    applications = content.get("applications") if isinstance(content, dict) else None
+    if not isinstance(applications, list) or not applications:
+        raise ConfigError(f"configuration {config} lists no applications; see configs/local.yaml")
+    return [_application_settings(config, application) for application in applications]
+
+
+def _application_settings(config: Path, application: Any) -> Settings:
+    args = (application.get("args") or {}) if isinstance(application, dict) else None
+    if not isinstance(args, dict):
+        raise ConfigError(f"configuration {config}: args of an application is not a mapping; see configs/local.yaml")
+    try:
+        return parse_settings(args)
+    except ConfigError as error:
+        raise ConfigError(f"configuration {config}: {error}") from None
+
+
+def _request(settings: Settings, weights_dir: Path) -> BuildRequest:
+    engine = settings.engine
+    return BuildRequest(
+        model=engine.model,
+        backend=engine.backend,
+        precision=engine.precision,
+        engines_dir=engine.engines_dir,
+        weights_dir=weights_dir,
+        max_batch=settings.batching.max_batch_size,
+    )
+
+
+def _is_there(request: BuildRequest) -> bool:
+    engine = request.engine_id().check_buildable()
+    store = EngineStore(request.engines_dir)
+    present = _find_served(store, engine)
+    if present:
+        say(f"engine {present.engine_name} is ready in {request.engines_dir}")
+        return True
+    _check_can_build(request)
+    return False
+
+
+def _find_served(store: EngineStore, engine: EngineId) -> Manifest | None:
+    """The engine the server would take, by the server's rule for `auto`: the first trained one of two."""
+    if engine.model != "auto":
+        return store.find(engine)
+    candidates = (store.find(EngineId(model, engine.backend, engine.precision)) for model in (FLAGSHIP, PACKAGED))
+    return next((manifest for manifest in candidates if manifest and manifest.trained), None)
+
+
+def _check_can_build(request: BuildRequest) -> None:
+    command = f"engine-build build --backend {request.backend} --precision {request.precision}"
+    where = f"--engines-dir {request.engines_dir}"
+    if request.model not in ("auto", *ARCHITECTURES):
+        raise BuildError(
+            f"engine {request.engine_id()} is not built; build it with: {command} --checkpoint WEIGHTS.pt "
+            f"--arch ARCHITECTURE --labels LABELS.txt --name {request.model} {where}"
+        )
+    if request.precision == "int8":
+        raise BuildError(
+            f"engine {request.engine_id()} is not built, and int8 needs pictures to calibrate with; build it with: "
+            f"{command} --model {request.model} --calibration DIR {where}"
+        )
