@@ -64,6 +64,7 @@ def _start(arguments: argparse.Namespace) -> int:
 def _lint(arguments: argparse.Namespace) -> int:
     environment = dict(os.environ) | launch.FAST_INGRESS_ENV  # what `start` and the manifests run with
     results = [_report(path, load_config(path), environment) for path in arguments.configs]
+    print(f"{sum(results)} of {len(results)} configurations have no errors")
     return 0 if all(results) else 1
 
 

@@ -85,6 +85,7 @@ def start(config_path: Path, config: dict[str, Any], *, port: int | None, logs: 
             _say(f"  model: {_described(model)}")
         _say(f"  page: open {address} in a browser")
         _say(f"  curl: curl --data-binary @photo.jpg {address}/predict")
+        _say(f"  metrics: http://localhost:{_metrics_port()}/metrics (Prometheus)")
         _stay()
 
 
@@ -237,6 +238,12 @@ def _get(url: str) -> Any:
     """JSON of a 200; OSError (urllib's errors are) for any other answer or none."""
     with urllib.request.urlopen(url, timeout=2) as answer:
         return json.load(answer)
+
+
+def _metrics_port() -> int:
+    import ray
+
+    return int(ray.nodes()[0]["MetricsExportPort"])
 
 
 def _described(model: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ What becomes of each kind of picture; `convert` is Pillow's `convert("RGB")`, wh
 | EXIF (or XMP) orientation               | applied first: phones store pictures sideways; unreadable EXIF: upright |
 | several frames or pages                 | the first                                                             |
 | ICC profile                             | ignored, as torchvision does                                          |
+| cut off                                 | BrokenPicture, unless all pixels of the first frame are there         |
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def orientation_of(image: Image.Image) -> int:
 
 @contextmanager
 def refusing_broken() -> Iterator[None]:
-    """Turns whatever a decoder raises on damaged bytes into a RequestError; wrap nothing but decoder calls in it."""
+    """Turns whatever a decoder or resampler raises into a RequestError: bytes of a client never end in a 500."""
     try:
         yield
     except RequestError:

@@ -10,7 +10,7 @@ import simplejpeg
 from PIL import Image
 
 from serve_app.manifest import InputSpec, Interpolation
-from serve_app.preprocess.decode import TRANSPOSES, UPRIGHT, load_rgb, open_picture, orientation_of, refusing_broken
+from serve_app.preprocess.decode import load_rgb, open_picture, orientation_of, refusing_broken
 from serve_app.preprocess.resample import Geometry, geometry
 from serve_app.types import Picture
 
@@ -28,7 +28,8 @@ _KERNEL_REACH = 3
 """Source pixels around the crop that an enlarging kernel reads, with one to spare."""
 
 _ENLARGING: dict[Interpolation, int] = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-_ROW_COLUMN_SWAPPED = range(5, 9)  # EXIF orientations that exchange width and height
+# What each EXIF orientation takes to be upright: exchange the axes first, then flip.
+_SWAP_AXES, _FLIP_ROWS, _FLIP_COLUMNS = {5, 6, 7, 8}, {3, 4, 7, 8}, {2, 3, 6, 7}
 
 
 def preprocess_fast(body: bytes, spec: InputSpec, *, max_pixels: int) -> Picture:
@@ -38,10 +39,7 @@ def preprocess_fast(body: bytes, spec: InputSpec, *, max_pixels: int) -> Picture
         reduced = _decode_reduced(body, image, spec)
         if reduced is None:
             return _resize_crop(np.asarray(load_rgb(image)), spec)
-        orientation = orientation_of(image)
-        if orientation in _ROW_COLUMN_SWAPPED:
-            spec = spec.model_copy(update={"height": spec.width, "width": spec.height})
-        return _upright(_resize_crop(reduced, spec), orientation)
+        return _resize_crop(_upright(reduced, orientation_of(image)), spec)
 
 
 def _decode_reduced(body: bytes, image: Image.Image, spec: InputSpec) -> Picture | None:
@@ -60,9 +58,12 @@ def _decode_reduced(body: bytes, image: Image.Image, spec: InputSpec) -> Picture
 
 
 def _upright(pixels: Picture, orientation: int) -> Picture:
-    if orientation == UPRIGHT:
-        return pixels
-    return np.array(Image.fromarray(pixels).transpose(TRANSPOSES[orientation]))
+    """A view of `pixels`, turned; what is copied later is the crop only."""
+    if orientation in _SWAP_AXES:
+        pixels = pixels.transpose(1, 0, 2)
+    row_step = -1 if orientation in _FLIP_ROWS else 1
+    column_step = -1 if orientation in _FLIP_COLUMNS else 1
+    return pixels[::row_step, ::column_step]
 
 
 def _resize_crop(pixels: Picture, spec: InputSpec) -> Picture:
@@ -80,7 +81,7 @@ def _reduce(pixels: Picture, where: Geometry, spec: InputSpec) -> Picture:
     columns = _aligned(_wanted(where.left, spec.width, where.width), width / where.width, where.width)
     rows = _aligned(_wanted(where.top, spec.height, where.height), height / where.height, where.height)
     part = pixels[_source(rows, height / where.height), _source(columns, width / where.width)]
-    small = cv2.resize(part, (len(columns), len(rows)), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(np.ascontiguousarray(part), (len(columns), len(rows)), interpolation=cv2.INTER_AREA)
     return _place(small, rows.start - where.top, columns.start - where.left, spec)
 
 
@@ -98,7 +99,7 @@ def _enlarge(pixels: Picture, where: Geometry, spec: InputSpec) -> Picture:
         ]
     )
     small = cv2.warpAffine(
-        pixels[y_source, x_source],  # a part, since OpenCV stops at 32767 pixels a side
+        np.ascontiguousarray(pixels[y_source, x_source]),  # a part: OpenCV stops at 32767 pixels a side
         inverse,
         (len(columns), len(rows)),
         flags=_ENLARGING[spec.interpolation] | cv2.WARP_INVERSE_MAP,

@@ -78,7 +78,7 @@ def _crop_offset(size: int, crop: int) -> int:
 
 def _weights(in_size: int, out_size: int, wanted: range, interpolation: Interpolation) -> tuple[Integers, Integers]:
     """Input pixels and their integer weights, both (len(wanted), taps), for `wanted` of `out_size` output pixels."""
-    scale = float(np.float32(in_size)) / out_size  # Pillow holds the source box in single precision
+    scale = in_size / out_size
     stretch = max(scale, 1.0)
     support = _SUPPORT[interpolation] * stretch
     centre = (np.arange(wanted.start, wanted.stop)[:, None] + 0.5) * scale
