@@ -93,7 +93,10 @@ def _auto_model(request: BuildRequest, store: EngineStore) -> str:
     try:
         fetch(source, request.weights_dir)
     except WeightsUnavailable as error:
-        say(f"{PACKAGED} takes the place of {FLAGSHIP}, its weights are installed; for {FLAGSHIP}: {error}")
+        say(
+            f"{PACKAGED} takes the place of {FLAGSHIP}, its weights are installed; to serve {FLAGSHIP}: {error}, then "
+            f"engine-build build --model {FLAGSHIP}"
+        )
         return PACKAGED
     return FLAGSHIP
 

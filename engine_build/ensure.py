@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engine_build.errors import BuildError
 from engine_build.progress import say
 from engine_build.request import BuildRequest
 from engine_build.store import EngineId, EngineStore
 from engine_build.zoo import ARCHITECTURES, FLAGSHIP, PACKAGED
 from serve_app.errors import ConfigError
+from serve_app.lint import load_config
 from serve_app.manifest import Manifest
 from serve_app.settings import Settings, parse_settings
 
@@ -34,14 +33,8 @@ def read_settings(config: Path) -> list[Settings]:
     Raises:
         ConfigError: it cannot be read, or is not one.
     """
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"configuration {config} cannot be read: {error.strerror}; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"configuration {config} is not valid YAML: {reason}; mend it") from None
-    applications = content.get("applications") if isinstance(content, dict) else None
+    content = load_config(config)
+    applications = content.get("applications")
     if not isinstance(applications, list) or not applications:
         raise ConfigError(f"configuration {config} lists no applications; see configs/local.yaml")
     return [_application_settings(config, application) for application in applications]

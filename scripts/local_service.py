@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +24,10 @@ BIN = Path(sys.executable).parent
 
 class NotStarted(Exception):
     """The service ended or timed out before it was ready; carries what it printed."""
+
+
+class NotStopped(Exception):
+    """The service did not end when it was told to."""
 
 
 def free_port() -> int:
@@ -78,6 +83,8 @@ def running(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A shell lets what it starts in the background ignore Ctrl-C, and so would the service.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             _wait(process, f"http://127.0.0.1:{port}", output, timeout_s)
@@ -87,14 +94,18 @@ def running(
 
 
 def stop(process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
-    """Ctrl-C, and after `timeout_s` the end of its whole process group."""
+    """Ctrl-C; after `timeout_s` the end of every process below it."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     try:
         process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for one in tree:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
+        raise NotStopped(f"it did not end within {timeout_s:g} s of Ctrl-C, and was killed") from None
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, output: Path, timeout_s: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from serve_app import launch
@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _start(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
-    if not _report(arguments.config, config, dict(os.environ) | launch.FAST_INGRESS_ENV):
+    launch.set_environment(os.environ, arguments.logs)
+    if not _report(arguments.config, config, os.environ):
         raise ConfigError(f"{arguments.config} has errors; mend them and start again")
     launch.check_application(config)
     launch.start(
@@ -62,13 +63,13 @@ def _start(arguments: argparse.Namespace) -> int:
 
 
 def _lint(arguments: argparse.Namespace) -> int:
-    environment = dict(os.environ) | launch.FAST_INGRESS_ENV  # what `start` and the manifests run with
+    environment = launch.FAST_INGRESS_ENV | dict(os.environ)  # what `start` runs with
     results = [_report(path, load_config(path), environment) for path in arguments.configs]
     print(f"{sum(results)} of {len(results)} configurations have no errors")
     return 0 if all(results) else 1
 
 
-def _report(path: Path, config: dict[str, object], environment: dict[str, str]) -> bool:
+def _report(path: Path, config: Mapping[str, object], environment: Mapping[str, str]) -> bool:
     findings = lint_config(config, environment)
     for finding in findings:
         print(f"{path}: {finding.severity}: {finding.path}: {finding.message}", file=sys.stderr)

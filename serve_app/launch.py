@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
@@ -58,6 +58,8 @@ class StartFailed(SetupError):
 def start(config_path: Path, config: dict[str, Any], *, port: int | None, logs: bool, ready_timeout_s: float) -> None:
     """Starts Ray Serve with `config`, says when it is ready, and runs until Ctrl-C or SIGTERM.
 
+    `set_environment` comes before, and before the lint, which imports Ray.
+
     Args:
         config_path: where `config` was read from, for messages.
         config: a Serve configuration that passed the lint.
@@ -71,7 +73,6 @@ def start(config_path: Path, config: dict[str, Any], *, port: int | None, logs: 
     http = {"port": DEFAULT_PORT, "host": "0.0.0.0"} | (config.get("http_options") or {})
     http |= {"port": port} if port else {}
     _require_free(http["host"], http["port"])
-    _set_environment(os.environ, logs)
     _adopt_orphans()
     _on_stop_signals(_interrupt)
     with _ray(logs):
@@ -125,8 +126,13 @@ def _free_port(preferred: int) -> int:
     raise StartFailed("no free TCP port on this machine; stop something that holds ports")
 
 
-def _set_environment(env: dict[str, str] | os._Environ[str], logs: bool) -> None:
-    """Ray reads these when it is imported and hands them to its processes; what the user set stays."""
+def set_environment(env: MutableMapping[str, str], logs: bool) -> None:
+    """Before anything imports Ray, which reads these once and hands them to its processes; what the user set stays.
+
+    Args:
+        env: changed in place; `os.environ` for a start.
+        logs: see `start`.
+    """
     for name, value in (FAST_INGRESS_ENV | _LOCAL_ENV).items():
         env.setdefault(name, value)
     for name, preferred in _SIDE_PORTS.items():

@@ -38,8 +38,8 @@ class PreprocessSettings(_Section):
     """From a file to engine input."""
 
     mode: Literal["exact", "fast"] = "exact"
-    """`exact` equals torchvision's transforms bit for bit; `fast` decodes JPEG at reduced scale, about three times
-    the speed for a small loss of accuracy."""
+    """`exact` equals torchvision's transforms bit for bit; `fast` decodes large JPEGs at reduced scale and resizes
+    no more than the crop, for a small loss of accuracy."""
     threads: Positive | Auto = "auto"
     """Decode threads of a replica; `auto` is its CPUs."""
 

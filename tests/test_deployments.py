@@ -7,9 +7,17 @@ import pytest
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from serve_app.deployments import MAX_AUTO_MERGE_WAIT_S, RemoteClassifier, _chunk_sizes, merge_wait_s
+from serve_app.deployments import (
+    MAX_AUTO_MERGE_WAIT_S,
+    Classifier,
+    Preprocessor,
+    RemoteClassifier,
+    _chunk_sizes,
+    merge_wait_s,
+)
 from serve_app.errors import InferenceFailed, NotReady, Overloaded, ServeError
 from serve_app.latency import LatencyTable
+from serve_app.lint.traps import DEFAULT_MAX_ONGOING
 from serve_app.types import ChunkScores
 from tests.fakes import SHAPE, scores_of
 
@@ -49,6 +57,11 @@ async def test_a_failure_of_ray_becomes_an_announced_answer(raised: Exception, s
 
 async def test_scores_come_back_as_sent() -> None:
     assert (await RemoteClassifier(FakeHandle()).classify(CHUNK)).batch_size == 2
+
+
+def test_the_lint_knows_what_holds_where_a_configuration_is_silent() -> None:
+    for deployment in (Preprocessor, Classifier):
+        assert DEFAULT_MAX_ONGOING[deployment.name] == deployment.max_ongoing_requests
 
 
 def test_a_batch_is_counted_in_pictures() -> None:

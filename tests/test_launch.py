@@ -35,7 +35,7 @@ def test_a_taken_side_port_is_replaced() -> None:
 
 def test_what_the_user_set_stays() -> None:
     env = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
-    launch._set_environment(env, logs=False)
+    launch.set_environment(env, logs=False)
     assert env["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "0"
     assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert len({env[name] for name in launch._SIDE_PORTS}) == len(launch._SIDE_PORTS)

@@ -21,7 +21,7 @@ SERVE_APP = [
     ["app", "launch"],
     ["cli"],
 ]
-BUILD_MAY_USE = {"errors", "types", "manifest", "settings", "preprocess", "postprocess", "latency", "runtime"}
+BUILD_MAY_USE = {"errors", "types", "manifest", "settings", "preprocess", "postprocess", "latency", "runtime", "lint"}
 """What engine_build takes from serve_app: the code that verifies an engine must be the code that serves it."""
 
 

@@ -177,6 +177,10 @@ def test_kinds(kind: str) -> None:
     check(body, BICUBIC)
 
 
+def test_transparency_is_dropped_without_a_warning() -> None:
+    assert preprocess_exact(palette_with_alpha_table(), BILINEAR, max_pixels=MAX_PIXELS).shape == (224, 224, 3)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", pytest.param("AVIF", marks=AVIF)])
 def test_exif_orientation(kind: str, orientation: int) -> None:
