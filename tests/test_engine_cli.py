@@ -111,7 +111,7 @@ def test_ensure_says_by_which_command(tmp_path: Path, capsys: pytest.CaptureFixt
     line = failure(capsys, "ensure", "--config", config(tmp_path, "{backend: torchscript, precision: int8}"))
     assert "torchscript engines are not built in int8" in line
     assert "did you mean 'model'" in failure(capsys, "ensure", "--config", config(tmp_path, "{modle: resnet18}"))
-    assert "cannot be read" in failure(capsys, "ensure", "--config", str(tmp_path / "none.yaml"))
+    assert "does not exist" in failure(capsys, "ensure", "--config", str(tmp_path / "none.yaml"))
 
 
 def test_requests_that_cannot_be_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -176,7 +176,13 @@ def test_untrained_resnet18_agrees_on_every_backend(backend: str, precision: str
 @pytest.mark.engines
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     command = [COMMAND, "build", "--model", SMALL, "--untrained", "--engines-dir", str(tmp_path), "--backend", "onnx"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where the tests run in the background
+    ) as process:
         assert process.stdout
         for line in process.stdout:
             if line.startswith("[1/3]"):
