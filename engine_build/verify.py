@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from engine_build.reference import Reference
 from serve_app.latency import measure_latency, table_sizes
 from serve_app.manifest import Accuracy, Manifest, Verification
 from serve_app.runtime import Runtime, available_cores, load_runtime
-from serve_app.types import Logits, Picture
+from serve_app.types import InferencePrecision, Logits, Picture
 
 BATCH = 8
 FP32_TOLERANCE = 1e-2
@@ -97,7 +96,8 @@ def verify(
         EngineError: it does not load.
     """
     threads = available_cores()
-    runtime = _open(folder, manifest, threads)
+    precision: InferencePrecision = "fp32" if manifest.precision == "fp32" else "auto"
+    runtime = load_runtime(folder, manifest, threads=threads, inference_precision=precision)
     try:
         comparison = compare(reference, runtime, pictures, manifest)
         check(comparison, manifest)
@@ -180,11 +180,3 @@ def _compare_batch(
             f"{manifest.num_classes} classes are expected; check --arch and --labels"
         )
     comparison.add(expected, actual, [item.class_id for item, _ in batch])
-
-
-def _open(folder: Path, manifest: Manifest, threads: int) -> Runtime:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, which a user cannot act on
-        return load_runtime(
-            folder, manifest, threads=threads, inference_precision="fp32" if manifest.precision == "fp32" else "auto"
-        )

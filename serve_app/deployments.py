@@ -132,23 +132,16 @@ class _Replica:
     """What a Preprocessor replica is: a pipeline, and what HTTP routes ask of it."""
 
     pipeline: Pipeline
-    _settings: Settings
     _remote: RemoteClassifier | None
-    _engine: Engine | None
 
     async def _start(self, settings: Settings, classifier: DeploymentHandle | None) -> None:
-        self._settings = settings
         metrics = RayMetrics()
         target: ClassifierInterface
         if classifier is None:
-            self._engine, self._remote = await _open(settings), None
-            target, manifest, latency = (
-                LocalClassifier(self._engine, metrics),
-                self._engine.manifest,
-                self._engine.latency,
-            )
+            engine, self._remote = await _open(settings), None
+            target, manifest, latency = LocalClassifier(engine, metrics), engine.manifest, engine.latency
         else:
-            self._engine, self._remote = None, RemoteClassifier(classifier)
+            self._remote = RemoteClassifier(classifier)
             _, manifest = await asyncio.to_thread(find_engine, settings.engine)
             target, latency = self._remote, await self._remote.latency()
         self.pipeline = Pipeline(
@@ -173,7 +166,7 @@ class _Replica:
 
     def describe(self) -> dict[str, Any]:
         """See `ingress.Service`."""
-        manifest, settings = self.pipeline.manifest, self._settings
+        manifest, settings = self.pipeline.manifest, self.pipeline.settings
         return {
             "name": manifest.model,
             "backend": manifest.backend,

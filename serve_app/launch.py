@@ -23,6 +23,7 @@ import psutil
 import yaml
 
 from serve_app.errors import ConfigError, SetupError
+from serve_app.lint import OUR_APPLICATION
 from serve_app.runtime import available_cores
 
 DEFAULT_PORT = 8000
@@ -283,5 +284,5 @@ def check_application(config: Mapping[str, Any]) -> None:
     if not applications:
         raise ConfigError("the configuration has no applications; start from configs/local.yaml")
     for application in applications:
-        if application.get("import_path") == "serve_app.app:build":
+        if application.get("import_path") == OUR_APPLICATION:
             find_engine(parse_settings(application.get("args") or {}).engine)

@@ -23,7 +23,7 @@ from serve_app.lint.traps import (
 )
 from serve_app.settings import Settings, parse_settings
 
-__all__ = ["Finding", "lint_config", "load_config"]
+__all__ = ["OUR_APPLICATION", "Finding", "lint_config", "load_config"]
 
 OUR_APPLICATION = "serve_app.app:build"
 
