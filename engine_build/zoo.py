@@ -25,6 +25,7 @@ _TORCHVISION = {
     "resnet50": "DEFAULT",
     "mobilenet_v2": "DEFAULT",
     "shufflenet_v2_x1_0": "DEFAULT",
+    "shufflenet_v2_x0_5": "DEFAULT",
 }
 ARCHITECTURES = (*_TORCHVISION, PACKAGED)
 

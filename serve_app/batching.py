@@ -18,7 +18,8 @@ from typing import Protocol
 import numpy as np
 
 from serve_app.errors import DeadlineExceeded, InferenceFailed, NotReady, ServeError
-from serve_app.types import ChunkScores, Logits, Picture, Pictures
+from serve_app.postprocess import rank
+from serve_app.types import ChunkScores, Picture, Pictures, Ranking
 
 logger = logging.getLogger(__name__)
 Clock = Callable[[], float]
@@ -37,10 +38,10 @@ class Classifier(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """One picture's logits (float32 (classes,)), how long it waited for its chunk, and the engine's time."""
+class Gathered:
+    """One picture's likeliest classes, how long it waited for its chunk, and the engine's time."""
 
-    logits: Logits
+    ranking: Ranking
     queue_ms: float
     inference_ms: float
 
@@ -48,9 +49,10 @@ class Scored:
 @dataclass(slots=True)
 class _Waiting:
     picture: Picture
+    k: int
     deadline_s: float
     since_s: float
-    future: asyncio.Future[Scored]
+    future: asyncio.Future[Gathered]
 
 
 class Gatherer:
@@ -95,11 +97,12 @@ class Gatherer:
         """Chunks at the classifier."""
         return len(self._tasks)
 
-    async def submit(self, picture: Picture, deadline_s: float) -> Scored:
+    async def submit(self, picture: Picture, k: int, deadline_s: float) -> Gathered:
         """Waits for the picture's turn and its answer.
 
         Args:
             picture: uint8 of the gatherer's shape.
+            k: classes wanted; the ranking may have more.
             deadline_s: on the gatherer's clock; a picture that is late when its chunk is formed does not run.
 
         Raises:
@@ -108,8 +111,8 @@ class Gatherer:
         """
         if self._closed:
             raise NotReady("the service is shutting down; try again")
-        future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(picture, deadline_s, self._clock(), future))
+        future: asyncio.Future[Gathered] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(picture, k, deadline_s, self._clock(), future))
         self._dispatch()
         return await future
 
@@ -148,10 +151,11 @@ class Gatherer:
             for slot, item in zip(pictures, chunk, strict=True):
                 slot[:] = item.picture
             scores = await self._classifier.classify(pictures)
-            for row, item in zip(scores.logits, chunk, strict=True):
+            rankings = rank(scores.logits, max(item.k for item in chunk))
+            for ranking, item in zip(rankings, chunk, strict=True):
                 if not item.future.done():
                     queue_ms = (started_s - item.since_s) * 1e3
-                    item.future.set_result(Scored(row, queue_ms, scores.inference_ms))
+                    item.future.set_result(Gathered(ranking, queue_ms, scores.inference_ms))
         except ServeError as error:
             _fail(chunk, error)
         except asyncio.CancelledError:

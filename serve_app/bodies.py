@@ -69,7 +69,7 @@ async def _read_limited(headers: Headers, stream: AsyncIterator[bytes], most: in
             raise _too_many_bytes(most)
         ticket.add_bytes(len(piece))
         pieces.append(piece)
-    return b"".join(pieces)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _too_many_bytes(most: int) -> RequestError:

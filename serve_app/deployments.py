@@ -15,15 +15,20 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.batching import Classifier as ClassifierInterface
+from serve_app.batching import Gatherer
+from serve_app.colocated import Colocated
 from serve_app.engines import Engine, LocalClassifier, find_engine, open_engine
 from serve_app.errors import InferenceFailed, NotReady, Overloaded
 from serve_app.latency import LatencyTable
-from serve_app.metrics import RayMetrics
+from serve_app.manifest import InputSpec, Manifest
+from serve_app.metrics import Metrics, RayMetrics
 from serve_app.pipeline import Pipeline
+from serve_app.preprocess import make_preprocess
 from serve_app.runtime import available_cores
 from serve_app.settings import Auto, Settings
-from serve_app.types import ChunkScores, Pictures
+from serve_app.split import DecodePool, Split
+from serve_app.stages import Stages
+from serve_app.types import ChunkScores, Picture, Pictures
 
 logger = logging.getLogger("ray.serve")
 MAX_AUTO_MERGE_WAIT_S = 0.005
@@ -125,6 +130,35 @@ class RemoteClassifier:
         return await self._handle.latency.remote()  # type: ignore[no-any-return]
 
 
+def _decoder(settings: Settings, spec: InputSpec) -> Callable[[bytes], Picture]:
+    return make_preprocess(settings.preprocess.mode, spec, settings.limits.max_pixels)
+
+
+def _colocated(engine: Engine, settings: Settings, metrics: Metrics) -> Colocated:
+    spec = engine.manifest.input
+    return Colocated(
+        engine.runtime.infer,
+        _decoder(settings, spec),
+        (spec.height, spec.width, 3),
+        threads=_threads(settings.preprocess.threads),
+        max_chunk=engine.max_batch_size,
+        knee=engine.latency.knee(),
+        batch_ms=engine.latency.estimate_ms,
+        on_batch=metrics.batch,
+    )
+
+
+def _split(classifier: RemoteClassifier, manifest: Manifest, settings: Settings) -> Split:
+    spec, batching = manifest.input, settings.batching
+    gatherer = Gatherer(
+        classifier,
+        (spec.height, spec.width, 3),
+        max_chunk=batching.max_batch_size,
+        max_in_flight=batching.max_in_flight,
+    )
+    return Split(DecodePool(_decoder(settings, spec), _threads(settings.preprocess.threads)), gatherer)
+
+
 HttpApp = Callable[["_Replica"], Any]
 
 
@@ -136,22 +170,18 @@ class _Replica:
 
     async def _start(self, settings: Settings, classifier: DeploymentHandle | None) -> None:
         metrics = RayMetrics()
-        target: ClassifierInterface
+        stages: Stages
         if classifier is None:
             engine, self._remote = await _open(settings), None
-            target, manifest, latency = LocalClassifier(engine, metrics), engine.manifest, engine.latency
+            manifest, latency = engine.manifest, engine.latency
+            stages = _colocated(engine, settings, metrics)
         else:
             self._remote = RemoteClassifier(classifier)
             _, manifest = await asyncio.to_thread(find_engine, settings.engine)
-            target, latency = self._remote, await self._remote.latency()
-        self.pipeline = Pipeline(
-            manifest,
-            settings,
-            target,
-            decode_threads=_threads(settings.preprocess.threads),
-            engine_pictures_per_s=latency.best_pictures_per_s(),
-            metrics=metrics,
-        )
+            latency = await self._remote.latency()
+            stages = _split(self._remote, manifest, settings)
+        rate = latency.best_pictures_per_s()
+        self.pipeline = Pipeline(manifest, settings, stages, engine_pictures_per_s=rate, metrics=metrics)
 
     async def ready(self) -> bool:
         """See `ingress.Service`. An engine in this process is warm once the constructor has returned."""

@@ -85,7 +85,7 @@ def open_engine(
 
     try:
         warm_up(checked, shape, max_batch_size)
-        latency = measure_latency(checked, shape, table_sizes(max_batch_size), repeats=1)
+        latency = measure_latency(checked, shape, table_sizes(max_batch_size), repeats=3)
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"engine {manifest.engine_name} at {folder} does not run: {error}; build it again") from error
     return Engine(manifest, runtime, latency, max_batch_size)

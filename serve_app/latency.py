@@ -49,6 +49,13 @@ class LatencyTable:
         """Highest rate of any measured batch size."""
         return max(1e3 * size / ms for size, ms in zip(self.sizes, self.batch_ms, strict=True))
 
+    def knee(self, tolerance: float = 0.05) -> int:
+        """Smallest measured batch size whose time per picture is within `tolerance` of the best: larger batches
+        make every picture in them wait longer for almost nothing."""
+        per_picture_ms = {size: ms / size for size, ms in zip(self.sizes, self.batch_ms, strict=True)}
+        bound_ms = min(per_picture_ms.values()) * (1 + tolerance)
+        return next(size for size, ms in per_picture_ms.items() if ms <= bound_ms)
+
 
 def table_sizes(max_batch_size: int) -> list[int]:
     """Batch sizes worth measuring: powers of two up to and always including the largest."""

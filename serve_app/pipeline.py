@@ -1,24 +1,22 @@
-"""The way of a picture inside one replica: admission, decode, gather, classify, top-k. Knows neither Ray nor HTTP."""
+"""The way of a picture inside one replica: admission, the stages, top-k. Knows neither Ray nor HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from serve_app.admission import Admission, ServiceRate, Ticket
-from serve_app.batching import Classifier, Clock, Gatherer
 from serve_app.errors import BadParameter, DeadlineExceeded, PayloadTooLarge, ServeError
 from serve_app.manifest import Manifest
 from serve_app.metrics import Metrics
-from serve_app.postprocess import top_k
-from serve_app.preprocess import make_preprocess
+from serve_app.postprocess import labelled
 from serve_app.settings import Settings
-from serve_app.types import Picture, Prediction, Timing
+from serve_app.stages import Stages
+from serve_app.types import Prediction, Timing
 
-Decode = Callable[[bytes], Picture]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,61 +31,15 @@ Outcome = Classified | ServeError
 """Of one picture among several: its answer, or why there is none."""
 
 
-class DecodePool:
-    """Decodes in threads, `threads` pictures at a time, first come first served.
-
-    A decode that has begun cannot be stopped, so its place is freed when its thread is done, not when its caller
-    has gone away.
-    """
-
-    def __init__(self, decode: Decode, threads: int, clock: Clock = time.monotonic) -> None:
-        self._decode = decode
-        self._clock = clock
-        self._places = asyncio.Semaphore(threads)
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-
-    async def decode(self, body: bytes, deadline_s: float) -> tuple[Picture, float, float]:
-        """Decodes one picture file.
-
-        Returns:
-            The picture, milliseconds waited for a thread, milliseconds of decoding.
-
-        Raises:
-            DeadlineExceeded: the deadline passed before a thread was free.
-            RequestError: the file is refused.
-        """
-        since_s = self._clock()
-        await self._places.acquire()
-        started_s = self._clock()
-        if started_s >= deadline_s:
-            self._places.release()
-            raise DeadlineExceeded("the time of this request was up before it could be decoded")
-        work: Future[tuple[Picture, float]] = self._executor.submit(self._timed, body)
-        loop = asyncio.get_running_loop()
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._places.release))
-        picture, decode_ms = await asyncio.wrap_future(work)
-        return picture, (started_s - since_s) * 1e3, decode_ms
-
-    def _timed(self, body: bytes) -> tuple[Picture, float]:
-        started_s = self._clock()
-        picture = self._decode(body)
-        return picture, (self._clock() - started_s) * 1e3
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=False)
-
-
 class Pipeline:
     """Serves one model in one replica.
 
     Args:
-        manifest: of the engine that `classifier` runs.
+        manifest: of the engine that `stages` run.
         settings: validated settings.
-        classifier: in this process, or behind a handle.
-        decode_threads: pictures decoded at once.
+        stages: decoding and classifying, in either placement; on the same clock.
         engine_pictures_per_s: measured best rate of the engine, the first estimate of how fast waits pass.
         metrics: where counts go.
-        decode: bytes to a picture; by default what `settings.preprocess` says.
         clock: monotonic seconds; deadlines are on this clock.
     """
 
@@ -95,29 +47,18 @@ class Pipeline:
         self,
         manifest: Manifest,
         settings: Settings,
-        classifier: Classifier,
+        stages: Stages,
         *,
-        decode_threads: int,
         engine_pictures_per_s: float,
         metrics: Metrics,
-        decode: Decode | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        spec = manifest.input
         self.manifest = manifest
         self.settings = settings
         self.clock = clock
         self.admission = Admission(settings.limits, ServiceRate(engine_pictures_per_s, clock=clock))
         self._metrics = metrics
-        decode = decode or make_preprocess(settings.preprocess.mode, spec, settings.limits.max_pixels)
-        self._pool = DecodePool(decode, decode_threads, clock)
-        self._gatherer = Gatherer(
-            classifier,
-            (spec.height, spec.width, 3),
-            max_chunk=settings.batching.max_batch_size,
-            max_in_flight=settings.batching.max_in_flight,
-            clock=clock,
-        )
+        self._stages = stages
 
     def deadline_s(self, timeout_ms: int | None) -> float:
         """When a request that arrives now is late, on this pipeline's clock.
@@ -171,10 +112,9 @@ class Pipeline:
         return answer
 
     async def _classify_one(self, body: bytes, k: int, deadline_s: float) -> Classified:
-        picture, decode_wait_ms, decode_ms = await self._pool.decode(body, deadline_s)
-        scored = await self._gatherer.submit(picture, deadline_s)
-        predictions = top_k(scored.logits, self.manifest.labels, k)
-        return Classified(predictions, Timing(decode_wait_ms + scored.queue_ms, decode_ms, scored.inference_ms))
+        scored = await self._stages.score(body, k, deadline_s)
+        predictions = labelled(scored.ranking, self.manifest.labels, k)
+        return Classified(predictions, Timing(scored.queue_ms, scored.decode_ms, scored.inference_ms))
 
     def _counted(self, error: ServeError) -> ServeError:
         self._metrics.refused(error.code)
@@ -182,5 +122,4 @@ class Pipeline:
 
     async def close(self) -> None:
         """Answers what was taken, then stops the threads."""
-        await self._gatherer.close()
-        self._pool.close()
+        await self._stages.close()

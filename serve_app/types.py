@@ -31,6 +31,14 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranking:
+    """The likeliest classes of one picture, best first, and their softmax probabilities."""
+
+    class_ids: list[int]
+    scores: list[float]
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkScores:
     """What a classifier returns for one chunk of n pictures.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from serve_app.batching import Gatherer
 from serve_app.manifest import InputSpec, Manifest, Weights
-from serve_app.types import ChunkScores, Pictures
+from serve_app.split import DecodePool, Split
+from serve_app.types import ChunkScores, Picture, Pictures
 
 SHAPE = (4, 4, 3)
 CLASSES = 5
@@ -49,6 +51,13 @@ class FakeClassifier:
         if self.errors:
             raise self.errors.pop(0)
         return ChunkScores(scores_of(pictures), 1.5, len(pictures))
+
+
+def split(
+    classifier: FakeClassifier, decode: Callable[[bytes], Picture], *, threads: int = 2, max_chunk: int = 4
+) -> Split:
+    """The stages of split placement, in front of a fake classifier of 4x4 pictures."""
+    return Split(DecodePool(decode, threads), Gatherer(classifier, SHAPE, max_chunk=max_chunk, max_in_flight=1))
 
 
 def picture(value: int, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:

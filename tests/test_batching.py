@@ -26,8 +26,8 @@ async def settle() -> None:
 
 async def test_a_lone_picture_leaves_at_once_and_gets_its_own_row() -> None:
     classifier = FakeClassifier()
-    scored = await gatherer(classifier).submit(picture(3), NEVER_S)
-    assert scored.logits.argmax() == 3
+    scored = await gatherer(classifier).submit(picture(3), 1, NEVER_S)
+    assert scored.ranking.class_ids[0] == 3
     assert scored.inference_ms == 1.5
     assert classifier.chunks == [1]
 
@@ -36,11 +36,11 @@ async def test_what_arrives_while_a_chunk_is_out_leaves_together() -> None:
     classifier = FakeClassifier()
     classifier.gate.clear()
     sender = gatherer(classifier)
-    answers = [asyncio.create_task(sender.submit(picture(value), NEVER_S)) for value in range(12)]
+    answers = [asyncio.create_task(sender.submit(picture(value), 1, NEVER_S)) for value in range(12)]
     await settle()
     assert classifier.chunks == [1]
     classifier.gate.set()
-    rows = [scored.logits.argmax() for scored in await asyncio.gather(*answers)]
+    rows = [scored.ranking.class_ids[0] for scored in await asyncio.gather(*answers)]
     assert rows == [value % 5 for value in range(12)]
     assert classifier.chunks == [1, 8, 3]
 
@@ -49,7 +49,7 @@ async def test_no_more_chunks_are_out_than_allowed() -> None:
     classifier = FakeClassifier()
     classifier.gate.clear()
     sender = gatherer(classifier, max_in_flight=2)
-    answers = [asyncio.create_task(sender.submit(picture(value), NEVER_S)) for value in range(5)]
+    answers = [asyncio.create_task(sender.submit(picture(value), 1, NEVER_S)) for value in range(5)]
     await settle()
     assert (sender.in_flight, sender.waiting, classifier.chunks) == (2, 3, [1, 1])
     classifier.gate.set()
@@ -70,7 +70,7 @@ async def test_a_buffer_is_not_rewritten_while_its_chunk_is_out() -> None:
     classifier = Keeping()
     classifier.gate.clear()
     sender = gatherer(classifier, max_in_flight=2)
-    answers = [asyncio.create_task(sender.submit(picture(value), NEVER_S)) for value in range(40)]
+    answers = [asyncio.create_task(sender.submit(picture(value), 1, NEVER_S)) for value in range(40)]
     await settle()
     classifier.gate.set()
     await asyncio.gather(*answers)
@@ -81,17 +81,17 @@ async def test_a_late_picture_does_not_run() -> None:
     classifier, clock = FakeClassifier(), FakeClock()
     classifier.gate.clear()
     sender = gatherer(classifier, clock)
-    first = asyncio.create_task(sender.submit(picture(1), NEVER_S))
-    late = asyncio.create_task(sender.submit(picture(2), clock() + 5))
-    in_time = asyncio.create_task(sender.submit(picture(3), clock() + 20))
+    first = asyncio.create_task(sender.submit(picture(1), 1, NEVER_S))
+    late = asyncio.create_task(sender.submit(picture(2), 1, clock() + 5))
+    in_time = asyncio.create_task(sender.submit(picture(3), 1, clock() + 20))
     await settle()
     clock.advance(10)
     classifier.gate.set()
     with pytest.raises(DeadlineExceeded):
         await late
-    assert (await first).logits.argmax() == 1
+    assert (await first).ranking.class_ids[0] == 1
     scored = await in_time
-    assert scored.logits.argmax() == 3
+    assert scored.ranking.class_ids[0] == 3
     assert scored.queue_ms == 10_000
     assert classifier.chunks == [1, 1]
 
@@ -104,23 +104,23 @@ async def test_a_failed_chunk_fails_its_pictures_only(error: Exception, seen: ty
     classifier = FakeClassifier([error])
     sender = gatherer(classifier)
     with pytest.raises(seen):
-        await sender.submit(picture(1), NEVER_S)
-    assert (await sender.submit(picture(2), NEVER_S)).logits.argmax() == 2
+        await sender.submit(picture(1), 1, NEVER_S)
+    assert (await sender.submit(picture(2), 1, NEVER_S)).ranking.class_ids[0] == 2
 
 
 async def test_a_cancelled_picture_is_skipped_before_it_leaves() -> None:
     classifier = FakeClassifier()
     classifier.gate.clear()
     sender = gatherer(classifier)
-    first = asyncio.create_task(sender.submit(picture(1), NEVER_S))
-    gone = asyncio.create_task(sender.submit(picture(2), NEVER_S))
-    last = asyncio.create_task(sender.submit(picture(3), NEVER_S))
+    first = asyncio.create_task(sender.submit(picture(1), 1, NEVER_S))
+    gone = asyncio.create_task(sender.submit(picture(2), 1, NEVER_S))
+    last = asyncio.create_task(sender.submit(picture(3), 1, NEVER_S))
     await settle()
     gone.cancel()
     await settle()
     classifier.gate.set()
-    assert (await first).logits.argmax() == 1
-    assert (await last).logits.argmax() == 3
+    assert (await first).ranking.class_ids[0] == 1
+    assert (await last).ranking.class_ids[0] == 3
     assert classifier.chunks == [1, 1]
 
 
@@ -135,7 +135,7 @@ async def test_a_chunk_does_not_run_in_the_context_of_one_of_its_requests() -> N
             return await super().classify(pictures)
 
     request.set("mine")
-    await gatherer(Looking()).submit(picture(1), NEVER_S)
+    await gatherer(Looking()).submit(picture(1), 1, NEVER_S)
     assert seen == ["none"]
 
 
@@ -143,12 +143,12 @@ async def test_close_answers_what_was_taken_and_takes_no_more() -> None:
     classifier = FakeClassifier()
     classifier.gate.clear()
     sender = gatherer(classifier)
-    answers = [asyncio.create_task(sender.submit(picture(value), NEVER_S)) for value in range(3)]
+    answers = [asyncio.create_task(sender.submit(picture(value), 1, NEVER_S)) for value in range(3)]
     await settle()
     closing = asyncio.create_task(sender.close())
     await settle()
     with pytest.raises(NotReady):
-        await sender.submit(picture(4), NEVER_S)
+        await sender.submit(picture(4), 1, NEVER_S)
     classifier.gate.set()
     await asyncio.gather(closing, *answers)
-    assert [task.result().logits.argmax() for task in answers] == [0, 1, 2]
+    assert [task.result().ranking.class_ids[0] for task in answers] == [0, 1, 2]

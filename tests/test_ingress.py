@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -16,8 +17,9 @@ from serve_app.errors import NotReady
 from serve_app.ingress import create_app
 from serve_app.metrics import NoMetrics
 from serve_app.pipeline import Pipeline
+from serve_app.preprocess import preprocess_exact
 from serve_app.settings import parse_settings
-from tests.fakes import FakeClassifier, manifest
+from tests.fakes import FakeClassifier, manifest, split
 
 
 class FakeService:
@@ -26,8 +28,7 @@ class FakeService:
         self.pipeline = Pipeline(
             manifest(trained=False),
             parse_settings({"limits": {"max_body_bytes": 5000, "max_pixels": 10_000, **limits}}),
-            classifier,
-            decode_threads=1,
+            split(classifier, partial(preprocess_exact, spec=manifest().input, max_pixels=10_000), threads=1),
             engine_pictures_per_s=100,
             metrics=NoMetrics(),
         )

@@ -14,7 +14,7 @@ SERVE_APP = [
     ["errors", "types"],
     ["manifest", "settings", "metrics"],
     ["preprocess", "postprocess", "latency", "lint"],
-    ["runtime", "admission", "batching"],
+    ["runtime", "admission", "stages", "batching", "split", "colocated"],
     ["engines", "pipeline", "bodies"],
     ["deployments"],
     ["web", "ingress"],
@@ -73,7 +73,7 @@ def test_engine_build_uses_only_the_lower_layers_of_serve_app(path: Path) -> Non
 
 
 PURE = ["errors", "types", "manifest", "settings", "preprocess", "postprocess", "latency", "runtime"]
-PURE += ["admission", "batching", "engines", "pipeline"]
+PURE += ["admission", "stages", "batching", "split", "colocated", "engines", "pipeline"]
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
 
-import numpy as np
 import pytest
 
 from serve_app.errors import (
@@ -15,10 +13,10 @@ from serve_app.errors import (
     PayloadTooLarge,
 )
 from serve_app.metrics import NoMetrics
-from serve_app.pipeline import Classified, DecodePool, Pipeline
+from serve_app.pipeline import Classified, Pipeline
 from serve_app.settings import parse_settings
 from serve_app.types import Picture, Timing
-from tests.fakes import FakeClassifier, manifest, picture
+from tests.fakes import FakeClassifier, manifest, picture, split
 
 
 def decode(body: bytes) -> Picture:
@@ -43,11 +41,9 @@ def pipeline(classifier: FakeClassifier, metrics: NoMetrics | None = None, **lim
     return Pipeline(
         manifest(),
         parse_settings({"batching": {"max_batch_size": 4}, "limits": limits}),
-        classifier,
-        decode_threads=2,
+        split(classifier, decode),
         engine_pictures_per_s=100.0,
         metrics=metrics or NoMetrics(),
-        decode=decode,
     )
 
 
@@ -126,55 +122,6 @@ async def test_a_request_whose_time_is_up_is_told_so() -> None:
     assert line.admission.queued_pictures == 0
 
 
-async def test_a_picture_that_is_late_for_its_thread_is_not_decoded() -> None:
-    decoded: list[bytes] = []
-    release = threading.Event()
-
-    def slow(body: bytes) -> Picture:
-        decoded.append(body)
-        release.wait(10)
-        return picture(body[0])
-
-    pool = DecodePool(slow, threads=1)
-    first = asyncio.create_task(pool.decode(b"\x01", float("inf")))
-    late = asyncio.create_task(pool.decode(b"\x02", pool._clock()))
-    await asyncio.sleep(0.01)
-    release.set()
-    await first
-    with pytest.raises(DeadlineExceeded):
-        await late
-    assert decoded == [b"\x01"]
-    pool.close()
-
-
-async def test_a_cancelled_decode_keeps_its_place_until_its_thread_is_done() -> None:
-    running, most, release = 0, 0, threading.Event()
-    lock = threading.Lock()
-
-    def slow(body: bytes) -> Picture:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        release.wait(10)
-        with lock:
-            running -= 1
-        return picture(body[0])
-
-    pool = DecodePool(slow, threads=1)
-    gone = asyncio.create_task(pool.decode(b"\x01", float("inf")))
-    await asyncio.sleep(0.01)
-    gone.cancel()
-    after = asyncio.create_task(pool.decode(b"\x02", float("inf")))
-    await asyncio.sleep(0.01)
-    assert not after.done()
-    release.set()
-    decoded, _, _ = await after
-    assert np.array_equal(decoded, picture(2))
-    assert most == 1
-    pool.close()
-
-
 async def cancelled_after(steps: int, work: Callable[[], Awaitable[object]]) -> bool:
     """Runs `work` in a task and cancels it at its step number `steps`; False when it was done before."""
     task = asyncio.ensure_future(work())
@@ -209,7 +156,6 @@ async def test_a_client_that_is_gone_at_any_await_leaves_the_pipeline_healthy(
         assert classes(await asyncio.wait_for(neighbour, 10)) == [3]
         assert classes(await asyncio.wait_for(ask(line, b"\x04"), 10)) == [4]
         assert (line.admission.queued_pictures, line.admission.queued_bytes) == (0, 0)
-        assert (line._gatherer.waiting, line._gatherer.in_flight) == (0, 0)
     # Proof that cancellation really struck from the first step on.
     assert cancelled_at[:3] == [0, 1, 2]
     await line.close()

@@ -41,9 +41,11 @@ class OpenVinoRuntime:
     def infer(self, pictures: Pictures) -> Logits:
         if self._request is None:
             raise RuntimeError("the engine was closed")
-        # Shared input: the plugin reads the caller's buffer. The output is copied, since its memory is reused.
-        outputs = self._request.infer([pictures], share_inputs=True, share_outputs=False)
-        return np.asarray(outputs[0], dtype=np.float32)
+        # A tensor over the caller's buffer, set beforehand: `infer([pictures])` copies nothing either, but spends
+        # 60 us in Python on every call. The output is copied, since its memory is reused.
+        self._request.set_input_tensor(ov.Tensor(np.ascontiguousarray(pictures), shared_memory=True))
+        self._request.infer(share_outputs=True)
+        return np.array(self._request.get_output_tensor().data, dtype=np.float32)
 
     def close(self) -> None:
         self._request = None

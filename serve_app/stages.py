@@ -1,0 +1,40 @@
+"""Decoding and classifying as one service to the pipeline: what both placements look like from above."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve_app.types import Ranking
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One picture's likeliest classes and its milliseconds: waiting, decoding, in the engine."""
+
+    ranking: Ranking
+    queue_ms: float
+    decode_ms: float
+    inference_ms: float
+
+
+class Stages(Protocol):
+    """From a picture file to its classes. Lives on one event loop; a caller may be cancelled at any time."""
+
+    async def score(self, body: bytes, k: int, deadline_s: float) -> Scored:
+        """Decodes one picture file and classifies it.
+
+        Args:
+            body: the file.
+            k: classes wanted; the ranking may have more.
+            deadline_s: on the pipeline's clock; a picture that is late when a stage would begin is dropped there.
+
+        Raises:
+            DeadlineExceeded: it was late.
+            ServeError: the file is refused, or the engine failed.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Takes no more pictures, and returns when all that were taken are answered."""
+        ...
