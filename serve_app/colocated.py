@@ -119,7 +119,7 @@ class Colocated:
 
     def _gather(self, first: _Waiting, buffer: Pictures) -> list[_Waiting]:
         chunk: list[_Waiting] = []
-        most = len(buffer) if self.waiting >= 2 * len(buffer) else self._knee
+        most = max(self._knee, min(len(buffer), (self.waiting + 1) // 2))
         began_s = self._clock()
         item: _Waiting | None = first
         while item is not None:

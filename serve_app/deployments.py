@@ -30,8 +30,16 @@ from serve_app.split import DecodePool, Split
 from serve_app.stages import Stages
 from serve_app.types import ChunkScores, Picture, Pictures
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger("serve_app")
 MAX_AUTO_MERGE_WAIT_S = 0.005
+
+
+def _log_beside_serve() -> None:
+    """Our lines go where Serve's go. Serve's own logger may be quieter: it makes a record of every request, also when
+    access logs are off, and a record costs as much as an answer's encoding."""
+    logger.handlers = logging.getLogger("ray.serve").handlers
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def _threads(setting: int | Auto) -> int:
@@ -78,6 +86,7 @@ class Classifier:
     """Split placement: an engine that several Preprocessors send chunks to."""
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        _log_beside_serve()
         engine = await _open(settings)
         spec = engine.manifest.input
         self._local = LocalClassifier(engine, RayMetrics())
@@ -169,6 +178,7 @@ class _Replica:
     _remote: RemoteClassifier | None
 
     async def _start(self, settings: Settings, classifier: DeploymentHandle | None) -> None:
+        _log_beside_serve()
         metrics = RayMetrics()
         stages: Stages
         if classifier is None:
