@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
@@ -41,18 +41,17 @@ class _Waiting:
 
 
 class Colocated:
-    """Decodes and classifies in `threads` threads of this process; satisfies `stages.Stages`.
+    """Decodes and classifies in threads of this process, each with an engine; satisfies `stages.Stages`.
 
     Each thread takes what waits, decodes it into a buffer of its own until nothing more waits, the chunk is full or
     its time is up, and runs the engine. So a lone picture leaves at once and chunks grow under load, with no timer.
 
     Args:
-        infer: uint8 (n, *shape) -> float32 (n, classes); called by one thread at a time.
+        engines: uint8 (n, *shape) -> float32 (n, classes); each is called by one thread.
         decode: a picture file -> uint8 of `shape`; called by all threads.
         shape: height, width, channels.
-        threads: chunks in work at once: one decodes while another has the engine.
-        max_chunk: most pictures in one run of the engine, taken when two such chunks and more wait.
-        knee: most pictures otherwise: the size from which on larger ones hardly save anything.
+        max_chunk: most pictures in one run of the engine.
+        knee: pictures a chunk may always have: larger ones hardly save anything, and are made of half of what waits.
         batch_ms: estimate of the engine's milliseconds for n pictures; bounds how long a chunk gathers.
         on_batch: told pictures and milliseconds of each run.
         clock: monotonic seconds, the same that deadlines are given in.
@@ -60,31 +59,32 @@ class Colocated:
 
     def __init__(
         self,
-        infer: Callable[[Pictures], Logits],
+        engines: Sequence[Callable[[Pictures], Logits]],
         decode: Callable[[bytes], Picture],
         shape: tuple[int, int, int],
         *,
-        threads: int,
         max_chunk: int,
         knee: int,
         batch_ms: Callable[[int], float],
         on_batch: Callable[[int, float], None],
         clock: Clock = time.monotonic,
     ) -> None:
-        self._infer = infer
         self._decode = decode
         self._knee = min(knee, max_chunk)
         self._batch_ms = batch_ms
         self._on_batch = on_batch
         self._clock = clock
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
-        self._engine = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        buffers = [np.empty((max_chunk, *shape), np.uint8) for _ in range(threads)]
         self._threads = [
-            threading.Thread(target=self._work, args=(buffer,), name=f"pictures_{number}", daemon=True)
-            for number, buffer in enumerate(buffers)
+            threading.Thread(
+                target=self._work,
+                args=(infer, np.empty((max_chunk, *shape), np.uint8)),
+                name=f"pictures_{number}",
+                daemon=True,
+            )
+            for number, infer in enumerate(engines)
         ]
         for thread in self._threads:
             thread.start()
@@ -111,11 +111,11 @@ class Colocated:
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
 
-    def _work(self, buffer: Pictures) -> None:
+    def _work(self, infer: Callable[[Pictures], Logits], buffer: Pictures) -> None:
         while (first := self._queue.get()) is not None:
             chunk = self._gather(first, buffer)
             if chunk:
-                self._run(chunk, buffer[: len(chunk)])
+                self._run(infer, chunk, buffer[: len(chunk)])
 
     def _gather(self, first: _Waiting, buffer: Pictures) -> list[_Waiting]:
         chunk: list[_Waiting] = []
@@ -161,12 +161,11 @@ class Colocated:
         item.decoded_s = self._clock()
         return True
 
-    def _run(self, chunk: list[_Waiting], pictures: Pictures) -> None:
+    def _run(self, infer: Callable[[Pictures], Logits], chunk: list[_Waiting], pictures: Pictures) -> None:
         try:
-            with self._engine:
-                started_s = self._clock()
-                logits = self._infer(pictures)
-                inference_ms = (self._clock() - started_s) * 1e3
+            started_s = self._clock()
+            logits = infer(pictures)
+            inference_ms = (self._clock() - started_s) * 1e3
             rankings = rank(logits, max(item.k for item in chunk))
         except Exception:
             logger.exception("a chunk of %d pictures failed", len(chunk))

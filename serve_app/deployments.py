@@ -42,31 +42,35 @@ def _log_beside_serve() -> None:
     logger.propagate = False
 
 
-def _threads(setting: int | Auto) -> int:
-    """A number, or for `auto` the CPUs Ray gave this replica, never more than its cgroup has."""
-    if setting != "auto":
-        return setting
+def _cpus() -> int:
+    """The CPUs Ray gave this replica, never more than its cgroup has."""
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     return max(1, min(round(float(cpus)), available_cores()))
 
 
-async def _open(settings: Settings) -> Engine:
-    """Opens the engine off the event loop, which answers health checks meanwhile."""
-    threads = _threads(settings.runtime.threads)
+def _number(setting: int | Auto, automatic: int) -> int:
+    return automatic if setting == "auto" else setting
+
+
+async def _open(settings: Settings, copies: int = 1) -> Engine:
+    """Opens the engine off the event loop, which answers health checks meanwhile; the copies share the CPUs."""
+    threads = _number(settings.runtime.threads, max(1, _cpus() // copies))
     engine = await asyncio.to_thread(
         open_engine,
         settings.engine,
         threads=threads,
         max_batch_size=settings.batching.max_batch_size,
         inference_precision=settings.runtime.inference_precision,
+        copies=copies,
     )
     logger.info(
-        "engine %s is warm: %s in %s, %d thread(s), up to %.0f pictures/s",
+        "engine %s is warm: %s in %s, %d x %d thread(s), up to %.0f pictures/s",
         engine.manifest.engine_name,
-        engine.runtime.info.backend,
-        engine.runtime.info.inference_precision,
+        engine.runtimes[0].info.backend,
+        engine.runtimes[0].info.inference_precision,
+        copies,
         threads,
-        engine.latency.best_pictures_per_s(),
+        engine.best_pictures_per_s(),
     )
     return engine
 
@@ -146,10 +150,9 @@ def _decoder(settings: Settings, spec: InputSpec) -> Callable[[bytes], Picture]:
 def _colocated(engine: Engine, settings: Settings, metrics: Metrics) -> Colocated:
     spec = engine.manifest.input
     return Colocated(
-        engine.runtime.infer,
+        [runtime.infer for runtime in engine.runtimes],
         _decoder(settings, spec),
         (spec.height, spec.width, 3),
-        threads=_threads(settings.preprocess.threads),
         max_chunk=engine.max_batch_size,
         knee=engine.latency.knee(),
         batch_ms=engine.latency.estimate_ms,
@@ -165,7 +168,7 @@ def _split(classifier: RemoteClassifier, manifest: Manifest, settings: Settings)
         max_chunk=batching.max_batch_size,
         max_in_flight=batching.max_in_flight,
     )
-    return Split(DecodePool(_decoder(settings, spec), _threads(settings.preprocess.threads)), gatherer)
+    return Split(DecodePool(_decoder(settings, spec), _number(settings.preprocess.threads, _cpus())), gatherer)
 
 
 HttpApp = Callable[["_Replica"], Any]
@@ -182,15 +185,14 @@ class _Replica:
         metrics = RayMetrics()
         stages: Stages
         if classifier is None:
-            engine, self._remote = await _open(settings), None
-            manifest, latency = engine.manifest, engine.latency
+            engine, self._remote = await _open(settings, _number(settings.preprocess.threads, _cpus())), None
+            manifest, rate = engine.manifest, engine.best_pictures_per_s()
             stages = _colocated(engine, settings, metrics)
         else:
             self._remote = RemoteClassifier(classifier)
             _, manifest = await asyncio.to_thread(find_engine, settings.engine)
-            latency = await self._remote.latency()
+            rate = (await self._remote.latency()).best_pictures_per_s()
             stages = _split(self._remote, manifest, settings)
-        rate = latency.best_pictures_per_s()
         self.pipeline = Pipeline(manifest, settings, stages, engine_pictures_per_s=rate, metrics=metrics)
 
     async def ready(self) -> bool:

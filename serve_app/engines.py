@@ -6,6 +6,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from serve_app.errors import EngineError
@@ -54,27 +55,44 @@ def _fitting(folder: Path, settings: EngineSettings) -> Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A warmed engine: every batch size up to `max_batch_size` was run."""
+    """A warmed engine: every batch size up to `max_batch_size` was run in each of `runtimes`.
+
+    Attributes:
+        runtimes: copies of the same engine; each serves one caller at a time.
+        latency: of one copy while the others rest.
+    """
 
     manifest: Manifest
-    runtime: Runtime
+    runtimes: tuple[Runtime, ...]
     latency: LatencyTable
     max_batch_size: int
 
+    def best_pictures_per_s(self) -> float:
+        """Of all copies together."""
+        return len(self.runtimes) * self.latency.best_pictures_per_s()
+
 
 def open_engine(
-    settings: EngineSettings, *, threads: int, max_batch_size: int, inference_precision: InferencePrecision
+    settings: EngineSettings,
+    *,
+    threads: int,
+    max_batch_size: int,
+    inference_precision: InferencePrecision,
+    copies: int = 1,
 ) -> Engine:
     """Opens, checks and warms the engine that the settings name. Blocks for seconds.
+
+    Args:
+        threads: of each copy.
+        copies: how many callers run it side by side.
 
     Raises:
         EngineError: it is missing, does not fit its manifest, does not load, or answers in the wrong shape.
     """
     folder, manifest = find_engine(settings)
-    runtime = load_runtime(folder, manifest, threads=threads, inference_precision=inference_precision)
     shape = (manifest.input.height, manifest.input.width, 3)
 
-    def checked(pictures: Pictures) -> Logits:
+    def checked(runtime: Runtime, pictures: Pictures) -> Logits:
         logits = runtime.infer(pictures)
         if logits.shape != (len(pictures), manifest.num_classes):
             raise EngineError(
@@ -84,11 +102,14 @@ def open_engine(
         return logits
 
     try:
-        warm_up(checked, shape, max_batch_size)
-        latency = measure_latency(checked, shape, table_sizes(max_batch_size), repeats=3)
+        runtimes = []
+        for _ in range(copies):
+            runtimes.append(load_runtime(folder, manifest, threads=threads, inference_precision=inference_precision))
+            warm_up(partial(checked, runtimes[-1]), shape, max_batch_size)
+        latency = measure_latency(partial(checked, runtimes[0]), shape, table_sizes(max_batch_size), repeats=3)
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"engine {manifest.engine_name} at {folder} does not run: {error}; build it again") from error
-    return Engine(manifest, runtime, latency, max_batch_size)
+    return Engine(manifest, tuple(runtimes), latency, max_batch_size)
 
 
 class LocalClassifier:
@@ -110,7 +131,7 @@ class LocalClassifier:
 
     def _run(self, pictures: Pictures) -> ChunkScores:
         started_s = time.perf_counter()
-        logits = self.engine.runtime.infer(pictures)
+        logits = self.engine.runtimes[0].infer(pictures)
         inference_ms = (time.perf_counter() - started_s) * 1e3
         self._metrics.batch(len(pictures), inference_ms)
         return ChunkScores(logits, inference_ms, len(pictures))
@@ -118,4 +139,4 @@ class LocalClassifier:
     def close(self) -> None:
         """Waits for a running batch, then frees the engine."""
         self._executor.shutdown(wait=True)
-        self.engine.runtime.close()
+        self.engine.runtimes[0].close()

@@ -49,7 +49,7 @@ class LatencyTable:
         """Highest rate of any measured batch size."""
         return max(1e3 * size / ms for size, ms in zip(self.sizes, self.batch_ms, strict=True))
 
-    def knee(self, tolerance: float = 0.05) -> int:
+    def knee(self, tolerance: float = 0.08) -> int:
         """Smallest measured batch size whose time per picture is within `tolerance` of the best: larger batches
         make every picture in them wait longer for almost nothing."""
         per_picture_ms = {size: ms / size for size, ms in zip(self.sizes, self.batch_ms, strict=True)}

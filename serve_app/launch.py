@@ -34,10 +34,15 @@ FAST_INGRESS_ENV = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
     # Replicas count requests themselves then; otherwise HAProxy writes a log line for each, and an actor parses it.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # Ray runs workers at niceness 15, so that every helper process goes first, its own reporters among them. At 60 %
+    # load that doubled the 99.9th percentile.
+    "RAY_worker_niceness": "0",
 }
 """What the fast ingress needs on every node before Ray starts."""
 
 _LOCAL_ENV = {
+    # The controller looks ten times a second otherwise, which on two cores shows in the 99th percentile.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # On one machine nobody else still routes to a replica that goes away: no need to wait 30 s for them.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -41,14 +41,16 @@ class PreprocessSettings(_Section):
     """`exact` equals torchvision's transforms bit for bit; `fast` decodes large JPEGs at reduced scale and resizes
     no more than the crop, for a small loss of accuracy."""
     threads: Positive | Auto = "auto"
-    """Decode threads of a replica; `auto` is its CPUs."""
+    """Decode threads of a replica; `auto` is its CPUs. In `colocated` placement each of them has a copy of the
+    engine."""
 
 
 class RuntimeSettings(_Section):
     """How the engine runs."""
 
     threads: Positive | Auto = "auto"
-    """Inference threads of a replica; `auto` is its CPUs, within the cgroup's quota."""
+    """Inference threads of an engine; `auto` is the replica's CPUs, within the cgroup's quota, divided by the copies
+    of the engine."""
     inference_precision: InferencePrecision = "auto"
     """`auto` lets OpenVINO compute fp32 engines in bf16 where the CPU has the instructions."""
 

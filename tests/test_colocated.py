@@ -53,10 +53,9 @@ def stages(
     clock: Callable[[], float] | None = None,
 ) -> Colocated:
     return Colocated(
-        engine.infer,
+        [engine.infer] * threads,
         decode,
         SHAPE,
-        threads=threads,
         max_chunk=max_chunk,
         knee=knee,
         batch_ms=lambda pictures: 1.0 * pictures,
@@ -97,7 +96,7 @@ async def test_what_arrives_while_the_engine_runs_leaves_together() -> None:
     await line.close()
 
 
-async def test_a_short_queue_goes_in_chunks_of_the_knee_and_a_long_one_in_full_chunks() -> None:
+async def test_chunks_have_half_of_what_waits_but_the_knee_at_least() -> None:
     engine = FakeEngine()
     engine.gate.clear()
     line = stages(engine, max_chunk=8, knee=2)
@@ -107,8 +106,7 @@ async def test_a_short_queue_goes_in_chunks_of_the_knee_and_a_long_one_in_full_c
     await asyncio.sleep(0)
     engine.gate.set()
     await asyncio.gather(*answers)
-    # 20 wait: more than two full chunks; then 12, which are not.
-    assert engine.chunks == [1, 8, 2, 2, 2, 2, 2, 2]
+    assert engine.chunks == [1, 8, 6, 3, 2, 1]
     await line.close()
 
 

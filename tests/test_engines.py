@@ -59,6 +59,16 @@ def test_open_warms_and_measures(tmp_path: Path) -> None:
     assert engine.latency.best_pictures_per_s() > 0
 
 
+def test_copies_give_the_same_answers_and_add_up(tmp_path: Path) -> None:
+    make_engine(tmp_path)
+    engine = open_engine(wanted(tmp_path, "fake"), threads=1, max_batch_size=2, inference_precision="fp32", copies=3)
+    pictures = np.stack([picture(3), picture(9)])
+    first, second, third = (runtime.infer(pictures) for runtime in engine.runtimes)
+    assert np.array_equal(first, second)
+    assert np.array_equal(first, third)
+    assert engine.best_pictures_per_s() == 3 * engine.latency.best_pictures_per_s()
+
+
 def test_an_engine_with_other_classes_than_its_manifest_is_refused(tmp_path: Path) -> None:
     make_engine(tmp_path, labels=("only", "two"))
     with pytest.raises(EngineError, match=r"\(2, 5\) where its manifest says \(2, 2\)"):
@@ -101,7 +111,7 @@ class SlowRuntime:
 
 async def test_a_cancelled_call_keeps_its_buffer_until_the_engine_is_done() -> None:
     runtime = SlowRuntime()
-    classifier = LocalClassifier(Engine(manifest(), runtime, LatencyTable.of({1: 1.0}), 2), NoMetrics())
+    classifier = LocalClassifier(Engine(manifest(), (runtime,), LatencyTable.of({1: 1.0}), 2), NoMetrics())
     pictures = np.zeros((1, *SHAPE), np.uint8)
     gone = asyncio.create_task(classifier.classify(pictures))
     await asyncio.to_thread(runtime.entered.wait, 10)
