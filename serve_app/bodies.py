@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import orjson
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers
 
 from serve_app.admission import Ticket
 from serve_app.errors import InvalidRequest, PayloadTooLarge, RequestError
 from serve_app.settings import LimitSettings
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 FIELD = "image"
 
@@ -43,7 +48,7 @@ async def read_upload(headers: Headers, stream: AsyncIterator[bytes], limits: Li
     body = await _read_limited(headers, stream, limits.max_body_bytes, ticket)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _from_multipart(headers, body, limits.max_pictures_per_request)
+        return _from_multipart(headers, body, limits.max_pictures_per_request)
     if kind == "application/json":
         return _from_json(body)
     # curl --data-binary calls every body form-urlencoded: such a body is a file unless it is a form for us.
@@ -76,43 +81,82 @@ def _too_many_bytes(most: int) -> RequestError:
     return PayloadTooLarge(f"the body is larger than {most} bytes; send a smaller picture, or fewer at once")
 
 
-class _InMemoryParser(MultiPartParser):
-    """Keeps files in memory, where the body already is: the body's own limit bounds them."""
+@dataclass(slots=True)
+class _Part:
+    name: str = ""
+    is_file: bool = False
+    spans: list[tuple[int, int]] = field(default_factory=list)
 
-    spool_max_size = 1 << 40
+
+class _Parts:
+    """What the parser of a whole body in memory found: where each part's data lies, nothing is copied before that.
+
+    Starlette's form parser, made for streams, puts every file into a spooled temporary file of its own, which costs
+    more than the parsing.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.parts: list[_Part] = []
+        self.complete = False
+        self._most = most
+        self._name, self._value = b"", b""
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._header_name,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_part_data": lambda data, start, end: self.parts[-1].spans.append((start, end)),
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        if len(self.parts) == self._most:
+            raise PayloadTooLarge(f"more than {self._most} parts in one request; send fewer")
+        self.parts.append(_Part())
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            _, options = parse_options_header(self._value)
+            self.parts[-1].name = options.get(b"name", b"").decode("utf-8", "replace")
+            self.parts[-1].is_file = b"filename" in options
+        self._name, self._value = b"", b""
+
+    def _end(self) -> None:
+        self.complete = True
 
 
-async def _from_multipart(headers: Headers, body: bytes, max_pictures: int) -> Upload:
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    parser = _InMemoryParser(headers, whole(), max_files=max_pictures, max_fields=max_pictures)
+def _from_multipart(headers: Headers, body: bytes, max_pictures: int) -> Upload:
+    _, options = parse_options_header(headers.get("content-type"))
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise InvalidRequest("the Content-Type of the multipart body has no boundary; let your client set it")
+    found = _Parts(max_pictures)
     try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many"):
-            raise PayloadTooLarge(f"more than {max_pictures} parts in one request; send fewer") from None
-        raise InvalidRequest(f"the multipart body is not valid: {error.message}; let your client build it") from None
-    except KeyError:
-        raise InvalidRequest("the Content-Type of the multipart body has no boundary; let your client set it") from None
-    try:
-        bodies = await _files_of(form)
-    finally:
-        await form.close()
+        MultipartParser(boundary, found.callbacks()).write(body)
+    except FormParserError as error:
+        raise InvalidRequest(f"the multipart body is not valid: {error}; let your client build it") from None
+    if not found.complete:
+        raise InvalidRequest("the multipart body is not valid: it ends before its last boundary; send all of it")
+    bodies = _files_of(found.parts, body)
     return Upload(bodies, many=len(bodies) > 1)
 
 
-async def _files_of(form: FormData) -> list[bytes]:
-    items = form.getlist(FIELD)
+def _files_of(parts: list[_Part], body: bytes) -> list[bytes]:
+    items = [part for part in parts if part.name == FIELD]
     if not items:
-        names = ", ".join(sorted({repr(name) for name, _ in form.multi_items()})) or "none"
+        names = ", ".join(sorted({repr(part.name) for part in parts})) or "none"
         raise InvalidRequest(f"no file in field {FIELD!r} (fields sent: {names}); with curl: -F {FIELD}=@photo.jpg")
-    bodies = []
-    for item in items:
-        if not isinstance(item, UploadFile):
-            raise InvalidRequest(f"field {FIELD!r} is text, not a file; with curl: -F {FIELD}=@photo.jpg")
-        bodies.append(await item.read())
-    return bodies
+    if not all(part.is_file for part in items):
+        raise InvalidRequest(f"field {FIELD!r} is text, not a file; with curl: -F {FIELD}=@photo.jpg")
+    return [b"".join(body[start:end] for start, end in part.spans) for part in items]
 
 
 def _from_json(body: bytes) -> Upload:

@@ -8,6 +8,7 @@ import shlex
 import pytest
 
 from engine_build.cli import _parser as engine_build_parser
+from scripts.bench.cli import _parser as bench_parser
 from scripts.document_settings import table
 from scripts.local_service import ROOT
 from serve_app import errors, metrics
@@ -50,6 +51,18 @@ def test_every_command_shown_parses(command: str) -> None:
     program, *arguments = shlex.split(command)
     parser = {"engine-build": engine_build_parser, "image-serve": image_serve_parser}[program]()
     assert callable(parser.parse_args(arguments).run)
+
+
+BENCH_COMMANDS = re.findall(r"^\.venv/bin/python scripts/bench (.*?)(?:\s*#.*)?$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", BENCH_COMMANDS)
+def test_every_benchmark_shown_parses(command: str) -> None:
+    assert callable(bench_parser().parse_args(shlex.split(command)).run)
+
+
+def test_there_are_benchmarks_to_check() -> None:
+    assert len(BENCH_COMMANDS) >= 6
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:configs|scripts|serve_app|tests)/[\w./-]+\w", README))))

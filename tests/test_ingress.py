@@ -150,6 +150,13 @@ async def test_bad_timeout(client: httpx.AsyncClient, timeout: str) -> None:
         ({"json": [1]}, "base64"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, "boundary"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=b"}}, "multipart"),
+        (
+            {
+                "content": b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nhalf a file',
+                "headers": {"content-type": "multipart/form-data; boundary=b"},
+            },
+            "before its last boundary",
+        ),
     ],
 )
 async def test_no_picture(client: httpx.AsyncClient, request_parts: dict[str, Any], said: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scripts.bench.contenders import Ours
-from scripts.local_service import BIN, ROOT
+from scripts.local_service import BIN
 
 Variant = Callable[[str], Ours]
 
@@ -67,8 +67,8 @@ def _hop_per_picture(engine: str) -> Ours:
 
 def _stock_proxy(engine: str) -> Ours:
     """`serve run` itself: nothing sets the fast ingress up."""
-    command = [str(BIN / "serve"), "run", "--app-dir", str(ROOT)]
-    return Ours("stock proxy", "serve run: Ray's Python proxy", args=engine_args(engine), command=command)
+    command, env = [str(BIN / "serve"), "run"], {"RAY_ADDRESS": "local"}
+    return Ours("stock proxy", "serve run: Ray's Python proxy", args=engine_args(engine), env=env, command=command)
 
 
 def _one_process(engine: str) -> Ours:
@@ -94,11 +94,11 @@ VARIANTS: tuple[Variant, ...] = (
         "fp32 in bf16", "where the CPU has no bf16 it is emulated or refused", runtime={"inference_precision": "bf16"}
     ),
     _args("batches of 1", "no batching", batching={"max_batch_size": 1}),
-    _args("batches of 4", "", batching={"max_batch_size": 4}),
-    _args("batches of 32", "", batching={"max_batch_size": 32}),
+    _args("batches of 4", "at most", batching={"max_batch_size": 4}),
+    _args("batches of 32", "at most", batching={"max_batch_size": 32}),
     _one_process,
     _split("split", "two stages, chunks of what gathered, 2 in flight, gRPC"),
-    _split("split, 1 in flight", "", in_flight=1),
+    _split("split, 1 in flight", "a chunk leaves when the last one is answered", in_flight=1),
     _split("split, by reference", "chunks through shared memory instead of gRPC", RAY_SERVE_USE_GRPC_BY_DEFAULT="0"),
     _hop_per_picture,
 )

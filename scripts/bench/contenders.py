@@ -20,6 +20,7 @@ import psutil
 from scripts.bench.load import Target
 from scripts.bench.peer_environment import PEERS
 from scripts.local_service import ROOT, NotStarted, free_port, load, running, with_args
+from serve_app.manifest import read_manifest
 
 Wrap = Callable[[bytes], tuple[bytes, str]]
 """A picture file -> request body and its content type."""
@@ -109,7 +110,7 @@ class Peer:
             "ENGINE": str(engine_dir / "model.xml"),
             "PORT": str(port),
             "BENTOML_DO_NOT_TRACK": "True",
-            "ARCH": engine_dir.parent.name,
+            "ARCH": read_manifest(engine_dir).architecture,
             "PYTHONPATH": f"{PEERS}{os.pathsep}{ROOT}",
             "OMP_NUM_THREADS": "1",
             **self.env,

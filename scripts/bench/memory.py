@@ -31,7 +31,7 @@ def watch_memory(system: Ours, pictures: tuple[bytes, ...], requests: int, clien
         sample(0)
         result = fixed_count(running.target(pictures), requests=requests, connections=clients, on_progress=sample)
         sample(requests)
-    text = _table(points, requests)
+    text = growth_table(points, requests)
     failed = sum(result.errors.values()) + result.shed
     text += f"\n\n{result.requests} requests of {len(pictures)} pictures, {failed} failed"
     print(text)
@@ -41,7 +41,8 @@ def watch_memory(system: Ours, pictures: tuple[bytes, ...], requests: int, clien
     plots.memory_over_requests(lines, out / "memory.png", title=f"{requests} requests of mixed sizes")
 
 
-def _table(points: dict[str, list[tuple[float, float]]], requests: int) -> str:
+def growth_table(points: dict[str, list[tuple[float, float]]], requests: int) -> str:
+    """Markdown. Points are (requests done, bytes) of each process."""
     rows = ["| process | start MiB | warm MiB | end MiB | growth, MiB per 10,000 requests |", "|---|---|---|---|---|"]
     for name, values in sorted(points.items(), key=lambda item: -item[1][-1][1]):
         warm = next((value for value in values if value[0] >= WARM_SHARE * requests), values[-1])

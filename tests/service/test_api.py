@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -157,3 +159,28 @@ def test_health_models_and_page(client: httpx.Client) -> None:
     [model] = client.get("/models").json()["models"]
     assert (model["name"], model["backend"], model["num_classes"]) == (MODEL, "openvino", 1000)
     assert "<html" in client.get("/").text
+
+
+def test_what_was_answered_is_counted(
+    address: str, client: httpx.Client, workplace: Path, photographs: dict[str, bytes]
+) -> None:
+    """At the port that the start names: our own counter, Serve's count of requests, and the batches."""
+    client.post("/predict", content=photographs["cat.jpg"]).raise_for_status()
+    log = (workplace / f"service-{urlsplit(address).port}.log").read_text()
+    url = re.findall(r"metrics: (\S+)", log)[-1]
+    wanted = {
+        "ray_image_serve_pictures_total": 'outcome="ok"',
+        "ray_image_serve_batch_pictures_count": "",
+        "ray_serve_num_http_requests_total": "",
+    }
+    until_s = time.monotonic() + 40  # Ray exports every few seconds
+    while (missing := [name for name, label in wanted.items() if not _counted(url, name, label)]) and (
+        time.monotonic() < until_s
+    ):
+        time.sleep(0.5)
+    assert not missing
+
+
+def _counted(url: str, name: str, label: str) -> bool:
+    lines = [line for line in httpx.get(url, timeout=10).text.splitlines() if line.startswith(f"{name}{{")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if label in line) > 0
