@@ -19,6 +19,21 @@ def test_the_best_rate_is_not_always_the_largest_batch() -> None:
     assert LatencyTable.of({1: 10.0, 4: 20.0, 8: 80.0}).best_pictures_per_s() == pytest.approx(200)
 
 
+@pytest.mark.parametrize(
+    ("latency_ms", "knee"),
+    [
+        ({1: 19.6, 2: 38.2, 4: 75.2}, 1),  # nothing is saved by waiting for others
+        ({1: 1.9, 2: 3.3, 4: 6.2, 8: 12.4}, 2),
+        ({1: 5.0, 8: 6.0, 16: 7.0}, 16),  # as on a GPU
+        ({1: 10.0, 4: 20.0, 8: 80.0}, 4),
+    ],
+)
+def test_the_knee_is_the_smallest_batch_that_is_nearly_as_good_as_the_best(
+    latency_ms: dict[int, float], knee: int
+) -> None:
+    assert LatencyTable.of(latency_ms).knee() == knee
+
+
 def test_an_empty_table_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         LatencyTable.of({})

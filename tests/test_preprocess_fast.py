@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 
 from serve_app.manifest import InputSpec
 from serve_app.preprocess import preprocess_exact, preprocess_fast
+from serve_app.preprocess.decode import open_picture
 from serve_app.types import Picture
 
 MAX_PIXELS = 50_000_000
@@ -65,6 +66,23 @@ def test_near_exact(width: int, height: int, spec: InputSpec) -> None:
 def test_extreme_shapes(width: int, height: int) -> None:
     exact, fast = both(encode(scene(width, height).filter(ImageFilter.GaussianBlur(3)), "PNG"))
     assert distance(exact, fast) < 2.5
+
+
+def test_a_plain_jpeg_is_not_opened_by_pillow_and_one_with_an_orientation_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def noting(body: bytes, max_pixels: int) -> Image.Image:
+        opened.append(len(body))
+        return open_picture(body, max_pixels)
+
+    monkeypatch.setattr("serve_app.preprocess.fast.open_picture", noting)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, turned = encode(scene(500, 375)), encode(scene(500, 375), exif=exif)
+    for body in (plain, turned, encode(scene(500, 375), "PNG")):
+        preprocess_fast(body, BILINEAR, max_pixels=MAX_PIXELS)
+    assert len(opened) == 2
+    assert len(plain) not in opened
 
 
 @pytest.mark.parametrize("spec", [BILINEAR, OBLONG], ids=["square", "oblong"])

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,28 +22,18 @@ from scripts.bench.peer_environment import PEERS
 from scripts.local_service import ROOT, NotStarted, free_port, load, running, with_args
 from serve_app.manifest import read_manifest
 
-Wrap = Callable[[bytes], tuple[bytes, str]]
-"""A picture file -> request body and its content type."""
-
-
-def raw(picture: bytes) -> tuple[bytes, str]:
-    """The file itself."""
-    return picture, "image/jpeg"
-
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A system that answers: where, how a picture is sent, and the root of its processes."""
+    """A system that answers: where pictures are posted, and the root of its processes."""
 
     name: str
     url: str
-    wrap: Wrap
     root_pid: int
 
     def target(self, pictures: tuple[bytes, ...]) -> Target:
-        """One picture a request, as this system wants it."""
-        wrapped = [self.wrap(picture) for picture in pictures]
-        return Target(self.name, self.url, tuple(body for body, _ in wrapped), content_type=wrapped[0][1])
+        """One picture a request, the file as the body."""
+        return Target(self.name, self.url, pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +72,7 @@ class Ours:
         before = {child.pid for child in psutil.Process().children()}
         with running(self.configuration(), folder, env=self.env, command=self.command) as address:
             [child] = [child for child in psutil.Process().children() if child.pid not in before]
-            yield Running(self.name, f"{address}/predict", raw, child.pid)
+            yield Running(self.name, f"{address}/predict", child.pid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +112,7 @@ class Peer:
             process = subprocess.Popen(
                 command, cwd=PEERS, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-        running = Running(self.name, f"http://127.0.0.1:{port}{self.path}", raw, process.pid)
+        running = Running(self.name, f"http://127.0.0.1:{port}{self.path}", process.pid)
         try:
             _wait_for_answer(process, running, picture, log_path)
             yield running
@@ -137,11 +127,10 @@ def _filled(word: str, words: Mapping[str, str]) -> str:
 
 
 def _wait_for_answer(process: subprocess.Popen[bytes], running: Running, picture: bytes, log: Path) -> None:
-    body, content_type = running.wrap(picture)
     until_s = time.monotonic() + 120
     while time.monotonic() < until_s and process.poll() is None:
         with suppress(httpx.HTTPError):
-            answer = httpx.post(running.url, content=body, headers={"content-type": content_type}, timeout=30)
+            answer = httpx.post(running.url, content=picture, headers={"content-type": "image/jpeg"}, timeout=30)
             if answer.status_code == 200:
                 return
         time.sleep(0.3)
