@@ -46,9 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         _serving(one)
         one.add_argument("--seconds", type=float, default=10)
     peers = _command(commands, "peers", "other servers and this one, interleaved, same file, same engine", _peers)
-    peers.add_argument("--only", nargs="+", metavar="NAME", help="some of: " + ", ".join(p.name for p in PEER_SYSTEMS))
+    names = [peer.name for peer in PEER_SYSTEMS]
+    peers.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"some of: {', '.join(names)}")
     ablate = _command(commands, "ablate", "this service with one switch changed at a time", _ablate)
-    ablate.add_argument("--only", nargs="+", metavar="NAME", help=f"some of: {', '.join(all_names())}")
+    ablate.add_argument(
+        "--only", nargs="+", choices=all_names(), metavar="NAME", help=f"some of: {', '.join(all_names())}"
+    )
     for one in (peers, ablate):
         one.add_argument("--clients", type=int, nargs="+", default=[32, 64])
         one.add_argument("--rounds", type=int, default=5)
