@@ -74,8 +74,8 @@ def _stock_proxy(engine: str) -> Ours:
 def _one_process(engine: str) -> Ours:
     both = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 2}}
     return Ours(
-        "one replica of 2 threads",
-        "one process, an inference of 2 threads",
+        "one replica of 2 CPUs",
+        "one process, two threads with an engine each",
         "local",
         engine_args(engine),
         {"Preprocessor": both},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def core_ms_by_process(bars: Sequence[Bar], path: Path, *, title: str) -> None:
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     for place, total_ms in enumerate(totals):
         axes.annotate(f"{total_ms:.2f}", (place, total_ms), (0, 3), textcoords="offset points", ha="center")
-    axes.set_xticks(range(len(bars)), [bar.label for bar in bars])
+    axes.set_xticks(range(len(bars)), [textwrap.fill(bar.label, 12) for bar in bars])
     axes.set_ylim(0, 1.1 * max(totals, default=0.0) or 1.0)
     _save(figure, axes, path)
 
