@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from scripts.local_service import ROOT, load, running
+from scripts.pictures import picture_files
 
 SCORE_TOLERANCE = 1e-5
 Answer = list[tuple[int, float]]
@@ -117,8 +118,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=64)
     arguments: Any = parser.parse_args()
-    files = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
-    pictures = {path.name: path.read_bytes() for path in files}
+    pictures = {path.name: path.read_bytes() for path in picture_files(arguments.images)}
     with _service(arguments.address, arguments.config) as address:
         result = run(address, pictures, requests=arguments.requests, clients=arguments.clients)
     print(

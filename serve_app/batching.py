@@ -19,6 +19,7 @@ import numpy as np
 
 from serve_app.errors import DeadlineExceeded, InferenceFailed, NotReady, ServeError
 from serve_app.postprocess import rank
+from serve_app.stages import refuse
 from serve_app.types import ChunkScores, Picture, Pictures, Ranking
 
 logger = logging.getLogger(__name__)
@@ -157,22 +158,19 @@ class Gatherer:
                     queue_ms = (started_s - item.since_s) * 1e3
                     item.future.set_result(Gathered(ranking, queue_ms, scores.inference_ms))
         except ServeError as error:
-            _fail(chunk, error)
+            refuse((item.future for item in chunk), error)
         except asyncio.CancelledError:
-            _fail(chunk, NotReady("the service is shutting down; try again"))
+            refuse((item.future for item in chunk), NotReady("the service is shutting down; try again"))
             raise
         except Exception:
             logger.exception("a chunk of %d pictures failed", len(chunk))
-            _fail(chunk, InferenceFailed("the engine failed on this picture; the operator's log says why"))
+            refuse(
+                (item.future for item in chunk),
+                InferenceFailed("the engine failed on this picture; the operator's log says why"),
+            )
         finally:
             self._buffers.append(buffer)
 
     def _chunk_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._dispatch()
-
-
-def _fail(chunk: list[_Waiting], error: ServeError) -> None:
-    for item in chunk:
-        if not item.future.done():
-            item.future.set_exception(error)

@@ -19,7 +19,7 @@ import numpy as np
 
 from serve_app.errors import DeadlineExceeded, InferenceFailed, NotReady, ServeError
 from serve_app.postprocess import rank
-from serve_app.stages import Scored
+from serve_app.stages import Scored, refuse
 from serve_app.types import Logits, Picture, Pictures, Ranking
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class Colocated:
         self._call(_answer, chunk, rankings, started_s, inference_ms)
 
     def _fail(self, items: list[_Waiting], error: ServeError) -> None:
-        self._call(_refuse, items, error)
+        self._call(refuse, [item.future for item in items], error)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         assert self._loop is not None  # whoever waits came through `score`
@@ -191,9 +191,3 @@ def _answer(chunk: list[_Waiting], rankings: list[Ranking], inferred_s: float, i
             queue_ms = (item.started_s - item.since_s + inferred_s - item.decoded_s) * 1e3
             decode_ms = (item.decoded_s - item.started_s) * 1e3
             item.future.set_result(Scored(ranking, queue_ms, decode_ms, inference_ms))
-
-
-def _refuse(items: list[_Waiting], error: ServeError) -> None:
-    for item in items:
-        if not item.future.done():
-            item.future.set_exception(error)

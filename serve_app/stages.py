@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from serve_app.errors import ServeError
 from serve_app.types import Ranking
 
 
@@ -38,3 +41,10 @@ class Stages(Protocol):
     async def close(self) -> None:
         """Takes no more pictures, and returns when all that were taken are answered."""
         ...
+
+
+def refuse(futures: Iterable[asyncio.Future[Any]], error: ServeError) -> None:
+    """Ends what still waits with `error`; what its caller cancelled is done already."""
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)

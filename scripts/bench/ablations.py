@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from scripts.bench.contenders import Ours
 from scripts.local_service import BIN
@@ -107,8 +106,3 @@ VARIANTS: tuple[Variant, ...] = (
 def all_names() -> list[str]:
     """What `--only` takes."""
     return [make("m/openvino-int8").name for make in VARIANTS]
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """Picture files of a folder in order of name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})

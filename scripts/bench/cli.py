@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -94,7 +92,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 def _compare(arguments: argparse.Namespace, systems: Sequence[Any], baseline: str) -> None:
     pictures = runs.pictures(arguments.images)
-    engine_dir = ROOT / "engines" / arguments.engine
+    engine_dir = runs.engine_dir(arguments.engine)
     pieces = measure(engine_dir, pictures[0])
     samples = compare(
         systems,
@@ -134,7 +132,7 @@ def _cpu_name() -> str:
 
 
 def _pieces(arguments: argparse.Namespace) -> None:
-    pieces = measure(ROOT / "engines" / arguments.engine, runs.pictures(arguments.images)[0])
+    pieces = measure(runs.engine_dir(arguments.engine), runs.pictures(arguments.images)[0])
     print(json.dumps(pieces.as_dict(), indent=2))
     (arguments.out / "pieces.json").write_text(json.dumps(pieces.as_dict(), indent=2))
 
@@ -142,9 +140,5 @@ def _pieces(arguments: argparse.Namespace) -> None:
 def _memory(arguments: argparse.Namespace) -> None:
     system: Ours = runs.ours(arguments.engine, arguments.preprocess, arguments.config)
     pictures = runs.pictures(arguments.images)
-    watch_memory(system, pictures, arguments.requests, arguments.clients, arguments.out)
-
-
-if __name__ == "__main__":
-    os.chdir(ROOT)
-    sys.exit(main())
+    engine_dir = runs.engine_dir(arguments.engine)
+    watch_memory(system, engine_dir, pictures, arguments.requests, arguments.clients, arguments.out)

@@ -95,7 +95,7 @@ def _sample(name: str, number: int, clients: int, result: LoadResult, cpu: CpuUs
         result.pictures_per_s(),
         result.percentile_ms(50),
         result.percentile_ms(99),
-        result.shed + sum(result.errors.values()),
+        result.failed(),
         cpu.core_ms_per_request(),
         cpu.idle_share,
         details,

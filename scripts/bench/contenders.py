@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ import httpx
 import psutil
 
 from scripts.bench.load import Target
-from scripts.bench.peer_environment import PEERS
+from scripts.bench.peer_environment import ENVIRONMENT, PEERS
 from scripts.local_service import ROOT, NotStarted, free_port, load, running, with_args
 from serve_app.manifest import read_manifest
 
@@ -105,7 +104,7 @@ class Peer:
             "OMP_NUM_THREADS": "1",
             **self.env,
         }
-        scripts = Path(sys.prefix).parent / ".venv-peers" / "bin"
+        scripts = ENVIRONMENT / "bin"
         words = {"PYTHON": str(scripts / "python"), "BIN": str(scripts), "PORT": str(port)}
         command = [_filled(word, words) for word in self.command]
         with log_path.open("wb") as log:

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from scripts.bench.peers._decode import MAX_PIXELS
 from scripts.bench.peers._decode import decode as decode_own
 from serve_app.manifest import read_manifest
 from serve_app.preprocess import make_preprocess
 from serve_app.runtime import load_runtime
 
 SIZES = (1, 2, 4, 8, 16)
-MAX_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,10 @@ class LoadResult:
         """Pictures answered 200 per second of the window."""
         return self.requests_per_s() * self.pictures_per_request
 
+    def failed(self) -> int:
+        """Requests of the window that were not answered 200."""
+        return self.shed + sum(self.errors.values())
+
     def percentile_ms(self, p: float) -> float:
         """Latency in ms that `p` percent stay below; NaN where nothing was answered."""
         return float(self.histogram.get_value_at_percentile(p)) / 1e3 if self.requests else math.nan

@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import cast
@@ -101,7 +102,7 @@ class Connection(asyncio.Protocol):
         self._driver.answered(self, parser.status, parser.body)
 
 
-class Driver:
+class Driver(ABC):
     """What both loops share: connections, window, timeouts, progress. Subclasses decide when a request is sent."""
 
     def __init__(self, job: Job, report: Report, clock: Callable[[], float] = time.monotonic) -> None:
@@ -116,13 +117,13 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._address = reachable(job.target.url)
 
+    @abstractmethod
     def begin(self) -> None:
         """Starts sending; `tally` has its window by then."""
-        raise NotImplementedError
 
+    @abstractmethod
     def free(self, connection: Connection) -> None:
         """`connection` has nothing under way any more; it may be dead."""
-        raise NotImplementedError
 
     def waiting(self) -> int:
         """How many requests have no connection yet."""

@@ -10,18 +10,17 @@ from scripts.bench import plots
 from scripts.bench.contenders import Ours
 from scripts.bench.load import fixed_count
 from scripts.bench.meters import memory_bytes
-from scripts.local_service import ROOT
 
 WARM_SHARE = 0.2
 """Of the requests: caches of shapes, arenas and pools fill up first."""
 MIB = 2**20
 
 
-def watch_memory(system: Ours, pictures: tuple[bytes, ...], requests: int, clients: int, out: Path) -> None:
+def watch_memory(
+    system: Ours, engine_dir: Path, pictures: tuple[bytes, ...], requests: int, clients: int, out: Path
+) -> None:
     """Prints per process: after warm-up, at the end, and MiB per 10,000 requests between them."""
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    engine = system.args["engine"]
-    engine_dir = ROOT / "engines" / engine["model"] / f"{engine['backend']}-{engine['precision']}"
     with system.start(engine_dir, pictures[0], out) as running:
 
         def sample(done: int) -> None:
@@ -32,8 +31,7 @@ def watch_memory(system: Ours, pictures: tuple[bytes, ...], requests: int, clien
         result = fixed_count(running.target(pictures), requests=requests, connections=clients, on_progress=sample)
         sample(requests)
     text = growth_table(points, requests)
-    failed = sum(result.errors.values()) + result.shed
-    text += f"\n\n{result.requests} requests of {len(pictures)} pictures, {failed} failed"
+    text += f"\n\n{result.requests} requests of {len(pictures)} pictures, {result.failed()} failed"
     print(text)
     (out / "table.md").write_text(text + "\n")
     (out / "memory.json").write_text(json.dumps(points))

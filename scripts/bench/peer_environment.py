@@ -10,8 +10,10 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from scripts.local_service import ROOT
+
 PEERS = Path(__file__).parent / "peers"
+ENVIRONMENT = ROOT / ".venv-peers"
 REQUIREMENTS = PEERS / "requirements.txt"
 Run = Callable[[Sequence[str]], None]
 
@@ -26,7 +28,7 @@ def _run(command: Sequence[str]) -> None:
         raise PeersNotInstalled(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()[-500:]}")
 
 
-def ensure_peer_environment(folder: Path = ROOT / ".venv-peers", run: Run = _run) -> Path:
+def ensure_peer_environment(folder: Path = ENVIRONMENT, run: Run = _run) -> Path:
     """Python of the peers' environment; made when it is missing, installed anew when requirements.txt changed.
 
     Raises:

@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from scripts.bench import plots
-from scripts.bench.ablations import engine_args, picture_files
+from scripts.bench.ablations import engine_args
 from scripts.bench.compare import measure_closed
 from scripts.bench.contenders import Ours, Running
 from scripts.bench.floor import measure
-from scripts.bench.load import LoadResult, Target, closed_loop, multipart_body, open_loop
+from scripts.bench.load import Target, closed_loop, multipart_body, open_loop
 from scripts.local_service import ROOT
+from scripts.pictures import picture_files
 
 
 def ours(engine: str, preprocess: str, config: str = "local") -> Ours:
@@ -26,15 +27,20 @@ def pictures(path: Path) -> tuple[bytes, ...]:
     return tuple(file.read_bytes() for file in (picture_files(path) if path.is_dir() else [path]))
 
 
+def engine_dir(engine: str) -> Path:
+    """The folder of MODEL/BACKEND-PRECISION."""
+    return ROOT / "engines" / engine
+
+
 def _started(arguments: argparse.Namespace, files: tuple[bytes, ...]) -> AbstractContextManager[Running]:
     system = ours(arguments.engine, arguments.preprocess, arguments.config)
-    return system.start(ROOT / "engines" / arguments.engine, files[0], arguments.out)
+    return system.start(engine_dir(arguments.engine), files[0], arguments.out)
 
 
 def closed(arguments: argparse.Namespace) -> None:
     """Prints pictures/s, latency, core-ms and the share of the floor by number of clients."""
     files = pictures(arguments.images)
-    floor = measure(ROOT / "engines" / arguments.engine, files[0])
+    floor = measure(engine_dir(arguments.engine), files[0])
     rates, results = [], []
     print(
         "| clients | pictures/s | of the floor | p50 ms | p99 ms | core-ms/picture | idle | failed |\n"
@@ -51,7 +57,7 @@ def closed(arguments: argparse.Namespace) -> None:
             share = result.pictures_per_s() / floor.floor_per_s(arguments.preprocess)
             print(
                 f"| {clients} | {result.pictures_per_s():.0f} | {share:.0%} | {result.percentile_ms(50):.0f} | "
-                f"{result.percentile_ms(99):.0f} | {core_ms:.2f} | {cpu.idle_share:.0%} | {_failed(result)} |",
+                f"{result.percentile_ms(99):.0f} | {core_ms:.2f} | {cpu.idle_share:.0%} | {result.failed()} |",
                 flush=True,
             )
     _keep(arguments.out, {"pieces": floor.as_dict(), "results": results})
@@ -84,16 +90,12 @@ def opened(arguments: argparse.Namespace) -> None:
             points.append(plots.RateLatency(per_s, p50, p99, p999))
             print(
                 f"| {per_s:.0f} ({per_s / peak_per_s:.0%}) | {result.requests_per_s():.0f} | {p50:.0f} | {p90:.0f} | "
-                f"{p99:.0f} | {p999:.0f} | {most:.0f} | {_failed(result)} | {result.max_lag_ms:.0f} |",
+                f"{p99:.0f} | {p999:.0f} | {most:.0f} | {result.failed()} | {result.max_lag_ms:.0f} |",
                 flush=True,
             )
     _keep(arguments.out, {"peak_per_s": peak_per_s, "results": results})
     line = plots.RateLine(f"{arguments.config}, {arguments.preprocess}", points)
     plots.latency_by_rate([line], arguments.out / "latency.png", title=arguments.engine)
-
-
-def _failed(result: LoadResult) -> int:
-    return result.shed + sum(result.errors.values())
 
 
 def _keep(folder: Path, document: object) -> None:
