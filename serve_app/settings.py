@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from datetime import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from serve_app.errors import ConfigError
 from serve_app.manifest import Backend, Precision
@@ -19,6 +21,9 @@ Positive = Annotated[int, Field(ge=1)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Section = TypeVar("Section", bound=_Section)
 
 
 class EngineSettings(_Section):
@@ -110,16 +115,86 @@ class Settings(_Section):
         return self
 
 
+Seconds = Annotated[float, Field(ge=0)]
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class ScheduledFloor(_Section):
+    """Hours in which a stage has at least so many replicas."""
+
+    start: time
+    """Time of day from which it holds; the replicas are asked for earlier, by the time they take to start."""
+    end: time
+    """Time of day from which it no longer holds; before `start` means on the next day."""
+    min_replicas: Positive
+    """At least so many, if max_replicas allows."""
+    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = DAYS
+    """On which it begins."""
+    timezone: str = "UTC"
+    """Of `start` and `end`, such as Europe/Berlin."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"no time zone {name!r}; write one such as Europe/Berlin") from None
+        return name
+
+    def weekdays(self) -> set[int]:
+        """Monday is 0."""
+        return {DAYS.index(day) for day in self.days}
+
+
+class ScalingGoal(_Section):
+    """What the autoscaling policies aim for: their `policy_kwargs`, per stage."""
+
+    utilization: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Share of a replica's measured rate that arrivals may fill; the rest is for bursts."""
+    drain_s: Annotated[float, Field(gt=0)] = 5.0
+    """A backlog is to be gone so long after the replicas asked for are up."""
+    max_wait_s: Annotated[float, Field(gt=0)] = 5.0
+    """Replicas refuse what would wait longer (limits.max_wait_ms), so no backlog is expected to grow beyond it."""
+    start_up_s: Seconds = 8.0
+    """From asking for a replica until it serves: the first estimate, measured from then on."""
+    keep_s: Seconds = 60.0
+    """Replicas go when none of them was needed for so long."""
+    keep_last_s: Seconds = 300.0
+    """The last replica goes (where min_replicas is 0) when nothing came for so long."""
+    slack: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Replicas go only if arrivals could grow by this share without their being asked for again."""
+    stale_after_s: Annotated[float, Field(gt=0)] = 10.0
+    """Reports older than this tell nothing."""
+    floors: tuple[ScheduledFloor, ...] = ()
+    """Scheduled minima."""
+
+
 def parse_settings(args: Mapping[str, Any]) -> Settings:
     """Validates `args`.
 
     Raises:
         ConfigError: one line per problem, each with its key's path; an unknown key names the nearest valid one.
     """
+    return _parse(Settings, args, "args")
+
+
+def parse_goal(kwargs: Mapping[str, Any]) -> ScalingGoal:
+    """Validates the `policy_kwargs` of an autoscaling policy.
+
+    Raises:
+        ConfigError: as `parse_settings`.
+    """
+    return _parse(ScalingGoal, kwargs, "policy_kwargs")
+
+
+def _parse(model: type[Section], values: Mapping[str, Any], root: str) -> Section:
     try:
-        return Settings.model_validate(dict(args))
+        return model.model_validate(dict(values))
     except ValidationError as error:
-        problems = [_describe(problem["type"], problem["loc"], problem["msg"]) for problem in error.errors()]
+        problems = [
+            _describe(model, root, problem["type"], problem["loc"], problem["msg"]) for problem in error.errors()
+        ]
         raise ConfigError("\n".join(problems)) from None
 
 
@@ -129,18 +204,25 @@ def nearest_key(key: str, valid: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(sorted(valid))}"
 
 
-def _describe(kind: str, location: tuple[int | str, ...], message: str) -> str:
-    path = ".".join(str(part) for part in location)
+def _describe(model: type[BaseModel], root: str, kind: str, location: tuple[int | str, ...], message: str) -> str:
+    path = ".".join([root, *(str(part) for part in location)])
     if kind == "extra_forbidden":
-        return f"args.{path}: unknown key; {nearest_key(str(location[-1]), _keys_at(location[:-1]))}"
-    return f"args.{path}: {message}" if path else f"args: {message.removeprefix('Value error, ')}"
+        return f"{path}: unknown key; {nearest_key(str(location[-1]), _keys_at(model, location[:-1]))}"
+    return f"{path}: {message.removeprefix('Value error, ')}"
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Settings
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location:
-        inner = model.model_fields[str(part)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        if isinstance(part, int):
+            continue
+        inner = _model_in(model.model_fields[part].annotation)
+        if inner is None:
             return []
         model = inner
     return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model of a section, or of the items of a list of sections."""
+    candidates = [annotation, *get_args(annotation)]
+    return next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), None)

@@ -14,7 +14,7 @@ SERVE_APP = [
     ["errors", "types"],
     ["manifest", "settings", "metrics"],
     ["preprocess", "postprocess", "latency", "lint"],
-    ["runtime", "admission", "stages", "batching", "split", "colocated"],
+    ["runtime", "admission", "autoscaling", "stages", "batching", "split", "colocated"],
     ["engines", "pipeline", "bodies"],
     ["deployments"],
     ["web", "ingress"],

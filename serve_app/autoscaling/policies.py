@@ -1,0 +1,221 @@
+"""What Ray's controller calls: contexts in, numbers of replicas out, and never an exception.
+
+A policy that raises stops Ray from updating every application, so here whatever goes wrong keeps what is there and is
+logged. Ray adds its own delays, factors and bounds to what a policy returns: leave `upscale_delay_s` and
+`downscale_delay_s` at 0, the policy has its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from serve_app.autoscaling.schedule import scheduled_minimum
+from serve_app.autoscaling.signals import BACKLOG, KNEE, OFFERED, RATE, Reports, stage_load
+from serve_app.autoscaling.sizing import Decision, Memory, Replicas, backlogged, decide
+from serve_app.errors import ConfigError
+from serve_app.settings import ScalingGoal, parse_goal
+
+if TYPE_CHECKING:
+    from ray.serve._private.common import DeploymentID
+    from ray.serve.config import AutoscalingContext
+
+logger = logging.getLogger("ray.serve")  # the controller's own log
+REPEAT_S = 60.0
+"""A decision that does not change is logged this often."""
+
+Tell = Callable[["AutoscalingContext", Decision], None]
+
+
+class StagePolicy:
+    """Scales one deployment by what its own replicas report (`signals`).
+
+    Args:
+        goal: fields of `settings.ScalingGoal`. What is wrong with them is logged, and replicas are then left alone:
+            an exception here would stop every application's updates.
+    """
+
+    def __init__(self, **goal: Any) -> None:
+        self._goal = _goal_or_none(goal)
+        self._tell = Announcer()
+
+    def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        """Ray's deployment-level signature: replicas and the state to be handed back next time."""
+        try:
+            if self._goal is None:
+                return ctx.target_num_replicas, {}
+            decision = stage_decision(ctx, self._goal)
+            self._tell(ctx, decision)
+            return decision.replicas, decision.memory.as_dict()
+        except Exception:
+            logger.exception("the autoscaling policy failed; %s keeps its replicas", ctx.deployment_name)
+            return ctx.target_num_replicas, {}
+
+
+class PipelinePolicy:
+    """Scales the stages of an application together: no stage grows while the one behind it is full and backlogged.
+
+    Args:
+        order: deployments in the order a picture meets them.
+        stages: deployment -> fields of `settings.ScalingGoal`; those left out have the defaults.
+    """
+
+    def __init__(
+        self,
+        order: tuple[str, ...] = ("Preprocessor", "Classifier"),
+        stages: Mapping[str, Mapping[str, Any]] | None = None,
+        **others: Any,
+    ) -> None:
+        self._order = tuple(order)
+        given = dict(stages or {})
+        unknown = [f"policy_kwargs.{name}: unknown key" for name in others]
+        unknown += [f"policy_kwargs.stages.{name}: no such stage in order" for name in given if name not in order]
+        for line in unknown:
+            logger.error("autoscaling is off: %s", line)
+        self._goals = {name: None if unknown else _goal_or_none(given.get(name, {})) for name in self._order}
+        self._tell = Announcer()
+
+    def __call__(
+        self, contexts: dict[DeploymentID, AutoscalingContext]
+    ) -> tuple[dict[DeploymentID, int], dict[DeploymentID, dict[str, Any]]]:
+        """Ray's application-level signature; a deployment that is no stage keeps its replicas."""
+        counts: dict[DeploymentID, int] = {}
+        states: dict[DeploymentID, dict[str, Any]] = {}
+        place = {name: at for at, name in enumerate(self._order)}
+        behind_is_full = False
+        # From the last stage to the first.
+        for ident, ctx in sorted(contexts.items(), key=lambda item: -place.get(item[1].deployment_name, -1)):
+            try:
+                goal = self._goals.get(ctx.deployment_name)
+                if goal is None:
+                    continue
+                decision = stage_decision(ctx, goal)
+                if behind_is_full and decision.replicas > ctx.target_num_replicas:
+                    decision = held(decision, ctx)
+                behind_is_full = is_full(decision, ctx, goal)
+                self._tell(ctx, decision)
+                counts[ident], states[ident] = decision.replicas, decision.memory.as_dict()
+            except Exception:
+                logger.exception("the autoscaling policy failed; %s keeps its replicas", ctx.deployment_name)
+        return counts, states
+
+
+def stage_decision(ctx: AutoscalingContext, goal: ScalingGoal) -> Decision:
+    """What `ctx` tells of a deployment, and the decision for it."""
+    now_s = ctx.current_time if ctx.current_time is not None else time.time()
+    replicas = Replicas(
+        running=ctx.current_num_replicas,
+        target=ctx.target_num_replicas,
+        minimum=ctx.capacity_adjusted_min_replicas,
+        maximum=ctx.capacity_adjusted_max_replicas,
+    )
+    memory = Memory.of(ctx.policy_state or {})
+    # Asked for ahead of their hour, so that they serve when it begins.
+    start_up_s = goal.start_up_s if memory.start_up_s is None else memory.start_up_s
+    floor = scheduled_minimum(goal.floors, datetime.fromtimestamp(now_s, UTC) + timedelta(seconds=start_up_s))
+    load = stage_load(reports(ctx.raw_metrics or {}), now_s, goal.stale_after_s)
+    return decide(load, replicas, goal, memory, now_s, floor)
+
+
+def held(decision: Decision, ctx: AutoscalingContext) -> Decision:
+    """A growth that would only lengthen the queue of the stage behind."""
+    return Decision(
+        ctx.target_num_replicas,
+        "held",
+        decision.needed,
+        decision.load,
+        decision.start_up_s,
+        Memory.of(ctx.policy_state or {}),
+    )
+
+
+def is_full(decision: Decision, ctx: AutoscalingContext, goal: ScalingGoal) -> bool:
+    """Whether a stage has all the replicas it may have and does not keep up."""
+    at_maximum = ctx.target_num_replicas >= ctx.capacity_adjusted_max_replicas
+    return at_maximum and backlogged(decision.load, ctx.current_num_replicas, goal)
+
+
+def reports(raw_metrics: Mapping[str, Mapping[Any, Any]]) -> Reports:
+    """Ray's time series of our signals as pairs of numbers."""
+    return {
+        name: {
+            str(replica): [(point.timestamp, point.value) for point in series]
+            for replica, series in raw_metrics.get(name, {}).items()
+        }
+        for name in (BACKLOG, OFFERED, RATE, KNEE)
+    }
+
+
+def _goal_or_none(fields: Mapping[str, Any]) -> ScalingGoal | None:
+    try:
+        return parse_goal(fields)
+    except ConfigError as error:
+        logger.error("autoscaling is off: %s", error)
+        return None
+
+
+class Announcer:
+    """Every decision as one structured log line when it changes, and as metrics at all times."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, tuple[float, int, str]] = {}
+        self._gauges: dict[str, Any] = {}
+
+    def __call__(self, ctx: AutoscalingContext, decision: Decision) -> None:
+        self._measure(ctx, decision)
+        now_s = ctx.current_time or 0.0
+        told_s, count, reason = self._told.get(ctx.deployment_name, (-REPEAT_S, -1, ""))
+        if (count, reason) == (decision.replicas, decision.reason) and now_s - told_s < REPEAT_S:
+            return
+        self._told[ctx.deployment_name] = (now_s, decision.replicas, decision.reason)
+        logger.info("autoscaling %s", json.dumps(explained(ctx, decision)))
+
+    def _measure(self, ctx: AutoscalingContext, decision: Decision) -> None:
+        tags = {"application": ctx.app_name or "", "deployment": ctx.deployment_name}
+        self._gauge("desired_replicas", "Replicas the policy asks for.").set(decision.replicas, tags=tags)
+        self._gauge("running_replicas", "Replicas that serve.").set(ctx.current_num_replicas, tags=tags)
+        self._gauge("start_up_s", "Seconds from asking for a replica until it serves.").set(
+            decision.start_up_s, tags=tags
+        )
+        if decision.load is not None:
+            load = decision.load
+            self._gauge("backlog_pictures", "Pictures that wait or are in work.").set(load.backlog_pictures, tags=tags)
+            self._gauge("arrivals_per_s", "Pictures offered per second.").set(load.arrivals_per_s, tags=tags)
+            self._gauge("pictures_per_s", "What one replica can do.").set(load.pictures_per_s, tags=tags)
+
+    def _gauge(self, name: str, description: str) -> Any:
+        if name not in self._gauges:
+            from ray.util.metrics import Gauge  # here: policies are tested, and replayed, without Ray running
+
+            self._gauges[name] = Gauge(
+                f"image_serve_autoscaling_{name}", description=description, tag_keys=("application", "deployment")
+            )
+        return self._gauges[name]
+
+
+def explained(ctx: AutoscalingContext, decision: Decision) -> dict[str, Any]:
+    """A decision and what it was made from, JSON-ready."""
+    load = decision.load
+    known: dict[str, Any] = {}
+    if load is not None:
+        known = {
+            "backlog_pictures": round(load.backlog_pictures, 1),
+            "arrivals_per_s": round(load.arrivals_per_s, 1),
+            "pictures_per_s_per_replica": round(load.pictures_per_s, 1),
+            "knee_pictures": round(load.knee_pictures),
+            "reporting": load.reporting,
+        }
+    return {
+        "deployment": ctx.deployment_name,
+        "desired": decision.replicas,
+        "before": ctx.target_num_replicas,
+        "running": ctx.current_num_replicas,
+        "reason": decision.reason,
+        "needed": None if decision.needed is None else round(decision.needed, 2),
+        "start_up_s": round(decision.start_up_s, 1),
+        **known,
+    }
