@@ -116,7 +116,8 @@ class Settings(_Section):
 
 
 Seconds = Annotated[float, Field(ge=0)]
-DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = get_args(Day)
 
 
 class ScheduledFloor(_Section):
@@ -128,7 +129,7 @@ class ScheduledFloor(_Section):
     """Time of day from which it no longer holds; before `start` means on the next day."""
     min_replicas: Positive
     """At least so many, if max_replicas allows."""
-    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = DAYS
+    days: tuple[Day, ...] = DAYS
     """On which it begins."""
     timezone: str = "UTC"
     """Of `start` and `end`, such as Europe/Berlin."""

@@ -20,9 +20,9 @@ from serve_app.settings import ScalingGoal
 Reason = Literal["arrivals", "backlog", "schedule", "minimum", "maximum", "enough", "keeping", "no_data", "held"]
 """Why a stage has the replicas it gets:
 
-arrivals, backlog: it was made larger for these. schedule, minimum, maximum: a bound decides. enough: the replicas it has
-are the replicas it needs. keeping: it needs fewer, but not for long enough yet. no_data: nothing is known, so it keeps
-what it has. held: it would grow, but the stage behind it is full.
+arrivals, backlog: what its size follows. schedule, minimum, maximum: a bound decides. enough: it has what it needs.
+keeping: it needs fewer, but not for long enough yet. no_data: nothing is known, so it keeps what it has. held: it would
+grow, but the stage behind it is full.
 """
 
 MAX_START_UP_S = 300.0
