@@ -16,10 +16,11 @@ from engine_build.errors import BuildError
 from engine_build.progress import say
 from engine_build.report import page, summary, table
 from engine_build.request import BuildRequest, Checkpoint
-from engine_build.store import EngineStore, parse_engine_id
+from engine_build.simulate import parse_latency, simulate
+from engine_build.store import BUILDABLE, EngineStore, parse_engine_id
 from engine_build.zoo import ARCHITECTURES, FLAGSHIP, PACKAGED, check_own_name
 from serve_app.errors import SetupError
-from serve_app.manifest import MANIFEST_NAME, Backend, Precision, read_manifest
+from serve_app.manifest import MANIFEST_NAME, Precision, read_manifest
 
 _EXAMPLES = f"""\
 examples:
@@ -29,6 +30,7 @@ examples:
   engine-build build --model resnet18 --untrained        random weights, to measure throughput
   engine-build build --checkpoint best.pt --arch resnet18 --labels labels.txt --name birds
   engine-build verify {FLAGSHIP}/openvino-fp32 --pictures photos/
+  engine-build simulate --name slow 1:20 16:120           computes nothing, takes its time: to rehearse scaling
   engine-build ensure --config configs/local.yaml        what `make serve` does before it starts
 """
 
@@ -90,6 +92,13 @@ def _ensure(arguments: argparse.Namespace) -> int:
     for request in missing_engines(arguments.config, arguments.weights_dir):
         say(f"engine {request.engine_id()} is not there yet, building it in {request.engines_dir}")
         _run_build(request)
+    return 0
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    table = parse_latency(arguments.batch_ms)
+    manifest, folder = simulate(check_own_name(arguments.name), table, arguments.engines_dir)
+    say(summary(manifest, folder))
     return 0
 
 
@@ -181,6 +190,11 @@ def _parser() -> argparse.ArgumentParser:
     info = _command(commands, "info", _info, "everything known of one engine")
     _add_engine(info)
     info.add_argument("--json", action="store_true", help="print the manifest as it is")
+    simulated = _command(commands, "simulate", _simulate, "write an engine that only takes time, to rehearse scaling")
+    simulated.add_argument("--name", required=True, help="what the service calls it")
+    simulated.add_argument(
+        "batch_ms", nargs="+", metavar="SIZE:MS", help="milliseconds of a batch of that size; a line between sizes"
+    )
     ensure = commands.add_parser("ensure", help="build what a configuration file needs and is not there yet")
     ensure.set_defaults(run=_ensure)
     ensure.add_argument("--config", type=Path, required=True, metavar="YAML", help="a Serve configuration file")
@@ -197,7 +211,9 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="auto",
         help=f"default auto: {FLAGSHIP}, or {PACKAGED} where the weights of the first cannot be had",
     )
-    build.add_argument("--backend", choices=get_args(Backend), default="openvino", help="default openvino")
+    build.add_argument(
+        "--backend", choices=sorted({backend for backend, _ in BUILDABLE}), default="openvino", help="default openvino"
+    )
     build.add_argument("--precision", choices=get_args(Precision), default="fp32", help="default fp32")
     weights = build.add_mutually_exclusive_group()
     weights.add_argument("--weights", type=Path, metavar="FILE", help="a local file instead of the download")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from types import TracebackType
 
 from serve_app.errors import Overloaded
 from serve_app.settings import LimitSettings
+from serve_app.types import Priority
 
 Clock = Callable[[], float]
+
+BATCH_SHARE = 0.5
+"""Batch requests are refused at this share of the wait at which interactive ones are."""
+FORGET_PROMISES_S = 5.0
+"""Time constant in which refused requests that do not come back are forgotten."""
 
 
 class ServiceRate:
@@ -57,11 +64,44 @@ class ServiceRate:
         self._finished = 0
 
 
+class Promises:
+    """When to tell refused requests to come back: one after the other, as fast as pictures are finished.
+
+    Told the same second, all of them would come back together and be refused again. Requests that do not come back
+    are forgotten within seconds, and all of them once there is room.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pictures = 0.0
+        self._at_s = clock()
+
+    def next_s(self, pictures: int, room_in_s: float, per_s: float) -> float:
+        """Seconds until `pictures` more can be taken, behind everybody who was told to come back.
+
+        Args:
+            pictures: of the request that is refused.
+            room_in_s: when the queue will be short enough for one more request.
+            per_s: pictures finished per second.
+        """
+        elapsed_s = self._clock() - self._at_s
+        self._at_s += elapsed_s
+        kept = self._pictures * math.exp(-elapsed_s / FORGET_PROMISES_S) - elapsed_s * per_s
+        self._pictures = max(0.0, kept)
+        wait_s = room_in_s + self._pictures / per_s
+        self._pictures += pictures
+        return wait_s
+
+    def forget(self) -> None:
+        self._pictures = 0.0
+
+
 class Ticket:
     """What one request holds. A context manager: leaving it gives everything back, however the request ended."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, priority: Priority) -> None:
         self._admission = admission
+        self.priority: Priority = priority
         self._pictures = 0
         self._bytes = 0
 
@@ -75,12 +115,12 @@ class Ticket:
         self._bytes += count
 
     def add_pictures(self, count: int, timeout_s: float) -> None:
-        """Counts pictures in.
+        """Counts pictures in, and the bytes that they will be decoded to.
 
         Raises:
-            Overloaded: too many are queued, or they would be answered after `timeout_s`.
+            Overloaded: too many are queued, too much memory is, or the wait would be too long.
         """
-        self._admission.take_pictures(count, timeout_s)
+        self._bytes += self._admission.take_pictures(count, timeout_s, self.priority)
         self._pictures += count
 
     def __enter__(self) -> Ticket:
@@ -89,46 +129,86 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.give_back(self._pictures, self._bytes, answered=error is None)
+        self._admission.give_back(self._pictures, self._bytes, self.priority, answered=error is None)
 
 
 class Admission:
     """Bounds of one replica.
 
     Args:
-        limits: `max_queued_pictures` and `max_queued_bytes` are used.
+        limits: `max_queued_pictures`, `max_queued_bytes` and `max_wait_ms` are used.
         rate: measured pictures per second, for the estimate of waits.
+        picture_bytes: what a decoded picture holds while it waits, 0 where it is decoded into a buffer that is there.
+        on_refused: told pictures that were refused: they are demand, though nothing else sees them.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, limits: LimitSettings, rate: ServiceRate) -> None:
+    def __init__(
+        self,
+        limits: LimitSettings,
+        rate: ServiceRate,
+        *,
+        picture_bytes: int = 0,
+        on_refused: Callable[[int], None] = lambda pictures: None,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self._limits = limits
         self._rate = rate
-        self.queued_pictures = 0
+        self._picture_bytes = picture_bytes
+        self._on_refused = on_refused
+        self._promises = Promises(clock)
+        self._queued: dict[Priority, int] = {"interactive": 0, "batch": 0}
         self.queued_bytes = 0
 
-    def ticket(self) -> Ticket:
-        return Ticket(self)
+    @property
+    def queued_pictures(self) -> int:
+        """Of both priorities, waiting or in work."""
+        return sum(self._queued.values())
 
-    def estimated_wait_s(self, more_pictures: int = 0) -> float:
-        """Seconds until everything queued, and `more_pictures`, would be answered."""
-        return (self.queued_pictures + more_pictures) / self._rate.per_s
+    def ticket(self, priority: Priority = "interactive") -> Ticket:
+        return Ticket(self, priority)
+
+    def estimated_wait_s(self, priority: Priority = "interactive", more_pictures: int = 0) -> float:
+        """Seconds until everything that goes before a new request, and `more_pictures`, would be answered."""
+        before = self._queued["interactive"] if priority == "interactive" else self.queued_pictures
+        return (before + more_pictures) / self._rate.per_s
 
     def take_bytes(self, count: int) -> None:
-        if self.queued_bytes + count > self._limits.max_queued_bytes:
-            raise Overloaded("too many bytes of pictures are waiting; try again later", self.estimated_wait_s())
-        self.queued_bytes += count
+        """See `Ticket.add_bytes`."""
+        self._take_bytes(count, pictures=1)
 
-    def take_pictures(self, count: int, timeout_s: float) -> None:
-        wait_s = self.estimated_wait_s(count)
-        if self.queued_pictures + count > self._limits.max_queued_pictures:
-            raise Overloaded("too many pictures are waiting; try again later", self.estimated_wait_s())
-        if self.queued_pictures and wait_s > timeout_s:
-            message = f"an answer would take about {wait_s:.1f} s, longer than this request's time; try again later"
-            raise Overloaded(message, wait_s - timeout_s)
-        self.queued_pictures += count
+    def take_pictures(self, count: int, timeout_s: float, priority: Priority) -> int:
+        """See `Ticket.add_pictures`; returns the bytes counted in."""
+        ahead_s = self.estimated_wait_s(priority)
+        bound_s = self._limits.max_wait_ms / 1e3 * (BATCH_SHARE if priority == "batch" else 1.0)
+        over = self.queued_pictures + count - self._limits.max_queued_pictures
+        if over > 0:
+            raise self._refusal("too many pictures are waiting; try again later", count, over / self._rate.per_s)
+        if ahead_s > bound_s:
+            message = f"{ahead_s:.1f} s of pictures are waiting, at most {bound_s:g} s may; try again later"
+            raise self._refusal(message, count, ahead_s - bound_s)
+        done_s = self.estimated_wait_s(priority, count)
+        if ahead_s > 0 and done_s > timeout_s:
+            message = f"an answer would take about {done_s:.1f} s, longer than this request's time; try again later"
+            raise self._refusal(message, count, done_s - timeout_s)
+        decoded_bytes = count * self._picture_bytes
+        self._take_bytes(decoded_bytes, count)
+        if ahead_s < bound_s / 2:
+            self._promises.forget()
+        self._queued[priority] += count
+        return decoded_bytes
 
-    def give_back(self, pictures: int, body_bytes: int, *, answered: bool) -> None:
-        self.queued_pictures -= pictures
-        self.queued_bytes -= body_bytes
+    def give_back(self, pictures: int, held_bytes: int, priority: Priority, *, answered: bool) -> None:
+        self._queued[priority] -= pictures
+        self.queued_bytes -= held_bytes
         if answered and pictures:
             self._rate.finished(pictures, still_queued=self.queued_pictures)
+
+    def _take_bytes(self, count: int, pictures: int) -> None:
+        if self.queued_bytes + count > self._limits.max_queued_bytes:
+            raise self._refusal("too many bytes of pictures are waiting; try again later", pictures, 0.0)
+        self.queued_bytes += count
+
+    def _refusal(self, message: str, pictures: int, room_in_s: float) -> Overloaded:
+        self._on_refused(pictures)
+        return Overloaded(message, self._promises.next_s(pictures, room_in_s, self._rate.per_s))

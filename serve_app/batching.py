@@ -10,7 +10,6 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,8 +18,9 @@ import numpy as np
 
 from serve_app.errors import DeadlineExceeded, InferenceFailed, NotReady, ServeError
 from serve_app.postprocess import rank
+from serve_app.queueing import AgeingQueue
 from serve_app.stages import refuse
-from serve_app.types import ChunkScores, Picture, Pictures, Ranking
+from serve_app.types import Chunk, ChunkScores, Picture, Pictures, Priority, Ranking
 
 logger = logging.getLogger(__name__)
 Clock = Callable[[], float]
@@ -29,8 +29,8 @@ Clock = Callable[[], float]
 class Classifier(Protocol):
     """Where chunks go: an engine in this process, or replicas behind a handle. Callers do not know which."""
 
-    async def classify(self, pictures: Pictures) -> ChunkScores:
-        """uint8 (n, height, width, 3) -> n rows of logits. `pictures` is the caller's again once this returns.
+    async def classify(self, chunk: Chunk) -> ChunkScores:
+        """n pictures -> n rows of logits. The pictures' memory is the caller's again once this returns.
 
         Raises:
             ServeError: the whole chunk failed.
@@ -65,8 +65,9 @@ class Gatherer:
     Args:
         classifier: where chunks go.
         shape: height, width, channels of every picture.
-        max_chunk: most pictures in one chunk.
+        max_chunk: most pictures in one chunk; fewer when the classifier says so.
         max_in_flight: most chunks at the classifier at once.
+        ageing_s: see `queueing.AgeingQueue`.
         clock: monotonic seconds, the same that deadlines are given in.
     """
 
@@ -77,12 +78,16 @@ class Gatherer:
         *,
         max_chunk: int,
         max_in_flight: int,
+        ageing_s: float = 0.0,
         clock: Clock = time.monotonic,
     ) -> None:
+        self.max_chunk = max_chunk
         self._classifier = classifier
-        self._max_chunk = max_chunk
+        self._largest_chunk = self._buffer_size = max_chunk
+        self._max_in_flight = max_in_flight
         self._clock = clock
-        self._waiting: deque[_Waiting] = deque()
+        self._offered = 0
+        self._waiting: AgeingQueue[_Waiting] = AgeingQueue(ageing_s, clock)
         # One buffer per chunk in flight, allocated once: a free buffer is also the permission to send.
         self._buffers: list[Pictures] = [np.empty((max_chunk, *shape), np.uint8) for _ in range(max_in_flight)]
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,13 +103,24 @@ class Gatherer:
         """Chunks at the classifier."""
         return len(self._tasks)
 
-    async def submit(self, picture: Picture, k: int, deadline_s: float) -> Gathered:
+    def bound(self, max_chunk: int) -> None:
+        """No larger chunks from now on; never above what the buffers were made for."""
+        self._largest_chunk = min(max_chunk, self._buffer_size)
+        self.max_chunk = self._largest_chunk
+
+    def offered(self, pictures: int) -> None:
+        """Pictures that came to this sender, whatever became of them: the classifier is told with the next chunk."""
+        self._offered += pictures
+
+    async def submit(self, picture: Picture, k: int, deadline_s: float, priority: Priority = "interactive") -> Gathered:
         """Waits for the picture's turn and its answer.
 
         Args:
             picture: uint8 of the gatherer's shape.
             k: classes wanted; the ranking may have more.
-            deadline_s: on the gatherer's clock; a picture that is late when its chunk is formed does not run.
+            deadline_s: on the gatherer's clock; a picture that is late when its chunk is formed, or when the
+                classifier would run it, does not run.
+            priority: see `queueing`.
 
         Raises:
             DeadlineExceeded: it was late.
@@ -113,7 +129,7 @@ class Gatherer:
         if self._closed:
             raise NotReady("the service is shutting down; try again")
         future: asyncio.Future[Gathered] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(picture, k, deadline_s, self._clock(), future))
+        self._waiting.put(_Waiting(picture, k, deadline_s, self._clock(), future), priority)
         self._dispatch()
         return await future
 
@@ -135,8 +151,8 @@ class Gatherer:
     def _next_chunk(self) -> list[_Waiting]:
         chunk: list[_Waiting] = []
         now_s = self._clock()
-        while self._waiting and len(chunk) < self._max_chunk:
-            item = self._waiting.popleft()
+        while self._waiting and len(chunk) < self.max_chunk:
+            item = self._waiting.pop()
             if item.future.done():  # its caller was cancelled
                 continue
             if item.deadline_s <= now_s:
@@ -148,15 +164,10 @@ class Gatherer:
     async def _run(self, chunk: list[_Waiting], buffer: Pictures) -> None:
         try:
             started_s = self._clock()
-            pictures = buffer[: len(chunk)]
-            for slot, item in zip(pictures, chunk, strict=True):
-                slot[:] = item.picture
-            scores = await self._classifier.classify(pictures)
-            rankings = rank(scores.logits, max(item.k for item in chunk))
-            for ranking, item in zip(rankings, chunk, strict=True):
-                if not item.future.done():
-                    queue_ms = (started_s - item.since_s) * 1e3
-                    item.future.set_result(Gathered(ranking, queue_ms, scores.inference_ms))
+            scores = await self._classifier.classify(self._packed(chunk, buffer, started_s))
+            if scores.max_batch_size is not None:
+                self.max_chunk = min(scores.max_batch_size, self._largest_chunk)
+            self._answer(chunk, scores, started_s)
         except ServeError as error:
             refuse((item.future for item in chunk), error)
         except asyncio.CancelledError:
@@ -170,6 +181,25 @@ class Gatherer:
             )
         finally:
             self._buffers.append(buffer)
+
+    def _packed(self, chunk: list[_Waiting], buffer: Pictures, now_s: float) -> Chunk:
+        pictures = buffer[: len(chunk)]
+        for slot, item in zip(pictures, chunk, strict=True):
+            slot[:] = item.picture
+        # Nothing waits unless all places in flight are taken, so each chunk there stands for its share of what does.
+        behind, offered, self._offered = len(self._waiting) / self._max_in_flight, self._offered, 0
+        remaining_s = np.array([item.deadline_s - now_s for item in chunk], np.float32)
+        return Chunk(pictures, remaining_s, behind, offered)
+
+    def _answer(self, chunk: list[_Waiting], scores: ChunkScores, started_s: float) -> None:
+        if scores.late is not None:
+            late = [item.future for item, is_late in zip(chunk, scores.late, strict=True) if is_late]
+            refuse(late, DeadlineExceeded("the time of this request was up before it could be classified"))
+        rankings = rank(scores.logits, max(item.k for item in chunk))
+        for ranking, item in zip(rankings, chunk, strict=True):
+            if not item.future.done():
+                queue_ms = (started_s - item.since_s) * 1e3
+                item.future.set_result(Gathered(ranking, queue_ms, scores.inference_ms))
 
     def _chunk_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

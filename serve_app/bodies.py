@@ -48,9 +48,9 @@ async def read_upload(headers: Headers, stream: AsyncIterator[bytes], limits: Li
     body = await _read_limited(headers, stream, limits.max_body_bytes, ticket)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return _from_multipart(headers, body, limits.max_pictures_per_request)
+        return _counted(_from_multipart(headers, body, limits.max_pictures_per_request), ticket)
     if kind == "application/json":
-        return _from_json(body)
+        return _counted(_from_json(body), ticket)
     # curl --data-binary calls every body form-urlencoded: such a body is a file unless it is a form for us.
     if kind == "application/x-www-form-urlencoded" and body.startswith(f"{FIELD}=".encode()):
         raise InvalidRequest(
@@ -60,6 +60,12 @@ async def read_upload(headers: Headers, stream: AsyncIterator[bytes], limits: Li
     if not body:
         raise InvalidRequest("the body is empty; send a picture file (curl --data-binary @photo.jpg)")
     return Upload([body], many=False)
+
+
+def _counted(upload: Upload, ticket: Ticket) -> Upload:
+    """The files are copies: while they are taken out, they and the whole body are in memory."""
+    ticket.add_bytes(sum(len(body) for body in upload.bodies))
+    return upload
 
 
 async def _read_limited(headers: Headers, stream: AsyncIterator[bytes], most: int, ticket: Ticket) -> bytes:

@@ -17,14 +17,20 @@ from typing import TypeAlias
 
 import numpy as np
 
+from serve_app.autoscaling.signals import BACKLOG, KNEE, OFFERED, RATE
 from serve_app.errors import DeadlineExceeded, InferenceFailed, NotReady, ServeError
 from serve_app.postprocess import rank
+from serve_app.queueing import AgeingQueue
+from serve_app.settings import BatchingSettings
 from serve_app.stages import Scored, refuse
-from serve_app.types import Logits, Picture, Pictures, Ranking
+from serve_app.tuning import Tuner
+from serve_app.types import Logits, Picture, Pictures, Priority, Ranking, SentBecause
 
 logger = logging.getLogger(__name__)
 Clock: TypeAlias = Callable[[], float]
 
+FIRST_DECODE_S = 0.003
+"""What a picture is thought to cost beside the engine until one was measured."""
 MIN_GATHER_S = 0.01
 """Decoding may hold decoded pictures back this long for the sake of a larger batch, or as long as that batch takes."""
 
@@ -45,15 +51,16 @@ class Colocated:
 
     Each thread takes what waits, decodes it into a buffer of its own until nothing more waits, the chunk is full or
     its time is up, and runs the engine. So a lone picture leaves at once and chunks grow under load, with no timer.
+    A chunk is at most half of what waits, or the knee of the latency table: larger ones hardly save anything.
 
     Args:
         engines: uint8 (n, *shape) -> float32 (n, classes); each is called by one thread.
         decode: a picture file -> uint8 of `shape`; called by all threads.
         shape: height, width, channels.
-        max_chunk: most pictures in one run of the engine.
-        knee: pictures a chunk may always have: larger ones hardly save anything, and are made of half of what waits.
-        batch_ms: estimate of the engine's milliseconds for n pictures; bounds how long a chunk gathers.
-        on_batch: told pictures and milliseconds of each run.
+        max_chunk: size of the buffers; the plan's bound is never above it.
+        tuner: of one engine; bounds chunks, and how long they gather.
+        ageing_s: see `queueing.AgeingQueue`.
+        on_batch: told pictures and milliseconds of each run, and why it was sent.
         clock: monotonic seconds, the same that deadlines are given in.
     """
 
@@ -64,19 +71,24 @@ class Colocated:
         shape: tuple[int, int, int],
         *,
         max_chunk: int,
-        knee: int,
-        batch_ms: Callable[[int], float],
-        on_batch: Callable[[int, float], None],
+        tuner: Tuner,
+        ageing_s: float,
+        on_batch: Callable[[int, float, SentBecause], None],
         clock: Clock = time.monotonic,
     ) -> None:
         self._decode = decode
-        self._knee = min(knee, max_chunk)
-        self._batch_ms = batch_ms
+        self._tuner = tuner
+        self._tuning = threading.Lock()
         self._on_batch = on_batch
         self._clock = clock
-        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._items: AgeingQueue[_Waiting] = AgeingQueue(ageing_s, clock)
+        # One True for every item, and one False for every thread at the end.
+        self._turns: SimpleQueue[bool] = SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._inside = 0
+        self._offered = 0
+        self._beside_engine_s = FIRST_DECODE_S
         self._threads = [
             threading.Thread(
                 target=self._work,
@@ -92,55 +104,86 @@ class Colocated:
     @property
     def waiting(self) -> int:
         """Pictures no thread has taken yet."""
-        return self._queue.qsize()
+        return self._turns.qsize()
 
-    async def score(self, body: bytes, k: int, deadline_s: float) -> Scored:
+    async def score(self, body: bytes, k: int, deadline_s: float, priority: Priority = "interactive") -> Scored:
         """See `stages.Stages`."""
         if self._closed:
             raise NotReady("the service is shutting down; try again")
         self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Scored] = self._loop.create_future()
-        self._queue.put(_Waiting(body, k, deadline_s, self._clock(), future))
-        return await future
+        self._offered += 1
+        self._inside += 1
+        self._items.put(_Waiting(body, k, deadline_s, self._clock(), future), priority)
+        self._turns.put(True)
+        try:
+            return await future
+        finally:
+            self._inside -= 1
+
+    def refused(self, pictures: int) -> None:
+        """See `stages.Stages`."""
+        self._offered += pictures
+
+    def signals(self) -> dict[str, float]:
+        """See `stages.Stages`. Decoding and classifying are one stage here."""
+        per_picture_s = self._beside_engine_s + 1 / self._tuner.pictures_per_s()
+        return {
+            BACKLOG: self._inside,
+            OFFERED: self._offered,
+            RATE: len(self._threads) / per_picture_s,
+            KNEE: len(self._threads) * self._tuner.plan.knee,
+        }
+
+    def tune(self, batching: BatchingSettings) -> None:
+        """See `stages.Stages`."""
+        with self._tuning:
+            self._tuner.batching = batching
 
     async def close(self) -> None:
         """See `stages.Stages`."""
         self._closed = True
         for _ in self._threads:
-            self._queue.put(None)
+            self._turns.put(False)
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
 
     def _work(self, infer: Callable[[Pictures], Logits], buffer: Pictures) -> None:
-        while (first := self._queue.get()) is not None:
-            chunk = self._gather(first, buffer)
+        while self._turns.get():
+            chunk, because = self._gather(buffer)
+            chunk = self._in_time(chunk, buffer)
             if chunk:
-                self._run(infer, chunk, buffer[: len(chunk)])
+                self._run(infer, chunk, buffer[: len(chunk)], because)
 
-    def _gather(self, first: _Waiting, buffer: Pictures) -> list[_Waiting]:
+    def _gather(self, buffer: Pictures) -> tuple[list[_Waiting], SentBecause]:
         chunk: list[_Waiting] = []
-        most = max(self._knee, min(len(buffer), (self.waiting + 1) // 2))
+        plan = self._tuner.plan
+        most = max(plan.knee, min(plan.max_batch_size, (self.waiting + 1) // 2))
         began_s = self._clock()
-        item: _Waiting | None = first
-        while item is not None:
+        while True:
+            item = self._items.pop()
             if self._decode_into(item, buffer[len(chunk)]):
                 chunk.append(item)
-            if len(chunk) == most or (chunk and self._time_is_up(began_s, len(chunk))):
-                break
-            item = self._next_waiting()
-        return chunk
+            if len(chunk) == most:
+                return chunk, "full"
+            if chunk and self._time_is_up(began_s, len(chunk)):
+                return chunk, "deadline"
+            if not self._another():
+                return chunk, "idle"
 
     def _time_is_up(self, began_s: float, pictures: int) -> bool:
-        return self._clock() - began_s >= max(MIN_GATHER_S, self._batch_ms(pictures) / 1e3)
+        engine_s = self._tuner.model.table.estimate_ms(pictures) / 1e3
+        return self._clock() - began_s >= max(MIN_GATHER_S, engine_s)
 
-    def _next_waiting(self) -> _Waiting | None:
+    def _another(self) -> bool:
+        """Whether another picture waits, which is this thread's then."""
         try:
-            item = self._queue.get_nowait()
+            turn = self._turns.get_nowait()
         except Empty:
-            return None
-        if item is None:  # the end, which is for `_work` to see
-            self._queue.put(None)
-        return item
+            return False
+        if not turn:  # the end, which is for `_work` to see
+            self._turns.put(False)
+        return turn
 
     def _decode_into(self, item: _Waiting, slot: Picture) -> bool:
         if item.future.done():  # its caller was cancelled
@@ -161,7 +204,20 @@ class Colocated:
         item.decoded_s = self._clock()
         return True
 
-    def _run(self, infer: Callable[[Pictures], Logits], chunk: list[_Waiting], pictures: Pictures) -> None:
+    def _in_time(self, chunk: list[_Waiting], buffer: Pictures) -> list[_Waiting]:
+        """The pictures that are not late, and the buffer without the others."""
+        now_s = self._clock()
+        late = [item for item in chunk if item.deadline_s <= now_s]
+        if not late:
+            return chunk
+        self._fail(late, DeadlineExceeded("the time of this request was up before it could be classified"))
+        kept = [at for at, item in enumerate(chunk) if item.deadline_s > now_s]
+        buffer[: len(kept)] = buffer[kept]
+        return [chunk[at] for at in kept]
+
+    def _run(
+        self, infer: Callable[[Pictures], Logits], chunk: list[_Waiting], pictures: Pictures, because: SentBecause
+    ) -> None:
         try:
             started_s = self._clock()
             logits = infer(pictures)
@@ -171,8 +227,15 @@ class Colocated:
             logger.exception("a chunk of %d pictures failed", len(chunk))
             self._fail(chunk, InferenceFailed("the engine failed on this picture; the operator's log says why"))
             return
-        self._on_batch(len(chunk), inference_ms)
+        self._on_batch(len(chunk), inference_ms, because)
         self._call(_answer, chunk, rankings, started_s, inference_ms)
+        self._measure(chunk, inference_ms)
+
+    def _measure(self, chunk: list[_Waiting], inference_ms: float) -> None:
+        beside_s = (self._clock() - chunk[0].started_s - inference_ms / 1e3) / len(chunk)
+        with self._tuning:
+            self._beside_engine_s += 0.05 * (beside_s - self._beside_engine_s)
+            self._tuner.observe(len(chunk), inference_ms)
 
     def _fail(self, items: list[_Waiting], error: ServeError) -> None:
         self._call(refuse, [item.future for item in items], error)

@@ -5,33 +5,35 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayError, WorkerCrashedError
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.batching import Gatherer
 from serve_app.colocated import Colocated
-from serve_app.engines import Engine, LocalClassifier, find_engine, open_engine
+from serve_app.engines import Engine, find_engine, open_engine
 from serve_app.errors import InferenceFailed, NotReady, Overloaded
 from serve_app.latency import LatencyTable
 from serve_app.manifest import InputSpec, Manifest
+from serve_app.merging import Arrived, Merger
 from serve_app.metrics import Metrics, RayMetrics
 from serve_app.pipeline import Pipeline
 from serve_app.preprocess import make_preprocess
 from serve_app.runtime import available_cores
-from serve_app.settings import Auto, Settings
+from serve_app.settings import Auto, Settings, parse_live
 from serve_app.split import DecodePool, Split
 from serve_app.stages import Stages
-from serve_app.types import ChunkScores, Picture, Pictures
+from serve_app.tuning import Tuner
+from serve_app.types import Chunk, ChunkScores, Picture
 
 logger = logging.getLogger("serve_app")
-MAX_AUTO_MERGE_WAIT_S = 0.005
+_GONE = (ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError)
 
 
 def _log_beside_serve() -> None:
@@ -75,14 +77,17 @@ async def _open(settings: Settings, copies: int = 1) -> Engine:
     return engine
 
 
-def merge_wait_s(setting: float | Auto, latency: LatencyTable) -> float:
-    """Seconds a batch waits for chunks of other senders; `auto` is the engine's time for one picture, at most 5 ms."""
-    return min(latency.estimate_ms(1) / 1e3, MAX_AUTO_MERGE_WAIT_S) if setting == "auto" else setting
+class _Counted:
+    """`batch_size_fn` of `@serve.batch`: a batch is as large as the pictures in it, not as the calls. The decorator
+    wants it before there is a replica; the one classifier of a process puts its own rule in."""
+
+    rule: Callable[[list[Arrived]], int] = staticmethod(lambda chunks: sum(len(chunk) for chunk in chunks))
+
+    def __call__(self, chunks: list[Arrived]) -> int:
+        return self.rule(chunks)
 
 
-def _chunk_sizes(chunks: list[Pictures]) -> int:
-    """For `@serve.batch`: a batch is as large as the pictures in it, not as the calls."""
-    return sum(len(chunk) for chunk in chunks)
+_counted = _Counted()
 
 
 @serve.deployment
@@ -91,33 +96,50 @@ class Classifier:
 
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits constructors
         _log_beside_serve()
-        engine = await _open(settings)
-        spec = engine.manifest.input
-        self._local = LocalClassifier(engine, RayMetrics())
-        self._buffer = np.empty((engine.max_batch_size, spec.height, spec.width, 3), np.uint8)
-        self._merge.set_max_batch_size(engine.max_batch_size)
-        self._merge.set_batch_wait_timeout_s(merge_wait_s(settings.batching.merge_wait_s, engine.latency))
+        self._batching = settings.batching
+        self._merger = Merger(await _open(settings), settings.batching, RayMetrics())
+        _counted.rule = self._merger.counted_size
+        self._follow_plan()
 
-    async def classify(self, pictures: Pictures) -> ChunkScores:
-        """uint8 (n, height, width, 3), n <= max_batch_size -> n rows; see `batching.Classifier`."""
-        return await self._merge(pictures)  # type: ignore[no-any-return]
+    async def classify(self, chunk: Chunk) -> ChunkScores:
+        """n <= max_batch_size pictures -> n rows; see `batching.Classifier`."""
+        arrived = self._merger.arrived(chunk)
+        try:
+            return await self._merge(arrived)  # type: ignore[no-any-return]
+        finally:
+            self._merger.left(arrived)
 
     async def latency(self) -> LatencyTable:
         """Answers only when the engine is warm: also the readiness check of Preprocessors."""
-        return self._local.engine.latency
+        return self._merger.tuner.model.table
 
-    @serve.batch(batch_size_fn=_chunk_sizes)  # type: ignore[untyped-decorator]
-    async def _merge(self, chunks: list[Pictures]) -> list[ChunkScores]:
-        ends = np.cumsum([len(chunk) for chunk in chunks])
-        batch = self._buffer[: ends[-1]]
-        np.concatenate(chunks, out=batch)
-        scores = await self._local.classify(batch)
-        rows = np.split(scores.logits, ends[:-1])
-        return [ChunkScores(part, scores.inference_ms, scores.batch_size) for part in rows]
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's hook: what the autoscaling policies see of this replica."""
+        return self._merger.signals()
+
+    def reconfigure(self, user_config: dict[str, Any] | None) -> None:
+        """Serve's hook: batching changed by `user_config`, without a restart.
+
+        Raises:
+            ConfigError: unknown keys or values.
+        """
+        self._merger.tuner.batching = parse_live(user_config, self._batching)
+        self._follow_plan()
+
+    @serve.batch(batch_size_fn=_counted)  # type: ignore[untyped-decorator]
+    async def _merge(self, batch: list[Arrived]) -> list[ChunkScores]:
+        scores = await self._merger.run(batch)
+        self._follow_plan()
+        return scores
+
+    def _follow_plan(self) -> None:
+        plan = self._merger.tuner.plan
+        self._merge.set_max_batch_size(plan.max_batch_size)
+        self._merge.set_batch_wait_timeout_s(plan.wait_s)
 
     def __del__(self) -> None:
-        if hasattr(self, "_local"):
-            self._local.close()
+        if hasattr(self, "_merger"):
+            self._merger.close()
 
 
 class RemoteClassifier:
@@ -126,16 +148,24 @@ class RemoteClassifier:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
-    async def classify(self, pictures: Pictures) -> ChunkScores:
-        """See `batching.Classifier`. Ray's errors become ours, so that a client sees 429 and 503, not 500."""
+    async def classify(self, chunk: Chunk) -> ChunkScores:
+        """See `batching.Classifier`. Ray's errors become ours, so that a client sees 429 and 503, not 500.
+
+        A chunk whose replica or node dies is sent once more, to another: classifying twice does no harm.
+        """
         try:
-            return await self._handle.classify.remote(pictures)  # type: ignore[no-any-return]
+            try:
+                return await self._handle.classify.remote(chunk)  # type: ignore[no-any-return]
+            except _GONE as error:
+                logger.warning("a classifier went away (%s); sending its chunk to another", type(error).__name__)
+                again = replace(chunk, offered_pictures=0)
+                return await self._handle.classify.remote(again)  # type: ignore[no-any-return]
         except BackPressureError as error:
             raise Overloaded("the classifiers are full; try again later", error.retry_after_s or 1.0) from None
         except RayServeException as error:
             raise NotReady(f"no classifier is available ({type(error).__name__}); try again in a second") from error
         except RayError as error:
-            logger.exception("a chunk of %d pictures failed at the classifier", len(pictures))
+            logger.exception("a chunk of %d pictures failed at the classifier", len(chunk.pictures))
             raise InferenceFailed("the classifier failed; try again, the operator's log says why") from error
 
     async def latency(self) -> LatencyTable:
@@ -154,21 +184,23 @@ def _colocated(engine: Engine, settings: Settings, metrics: Metrics) -> Colocate
         _decoder(settings, spec),
         (spec.height, spec.width, 3),
         max_chunk=engine.max_batch_size,
-        knee=engine.latency.knee(),
-        batch_ms=engine.latency.estimate_ms,
+        tuner=Tuner(engine.latency, settings.batching),
+        ageing_s=settings.limits.batch_ageing_s,
         on_batch=metrics.batch,
     )
 
 
 def _split(classifier: RemoteClassifier, manifest: Manifest, settings: Settings) -> Split:
-    spec, batching = manifest.input, settings.batching
+    spec, batching, ageing_s = manifest.input, settings.batching, settings.limits.batch_ageing_s
     gatherer = Gatherer(
         classifier,
         (spec.height, spec.width, 3),
         max_chunk=batching.max_batch_size,
         max_in_flight=batching.max_in_flight,
+        ageing_s=ageing_s,
     )
-    return Split(DecodePool(_decoder(settings, spec), _number(settings.preprocess.threads, _cpus())), gatherer)
+    threads = _number(settings.preprocess.threads, _cpus())
+    return Split(DecodePool(_decoder(settings, spec), threads, ageing_s=ageing_s), gatherer)
 
 
 HttpApp = Callable[["_Replica"], Any]
@@ -186,14 +218,29 @@ class _Replica:
         stages: Stages
         if classifier is None:
             engine, self._remote = await _open(settings, _number(settings.preprocess.threads, _cpus())), None
-            manifest, rate = engine.manifest, engine.best_pictures_per_s()
+            manifest, rate, picture_bytes = engine.manifest, engine.best_pictures_per_s(), 0
             stages = _colocated(engine, settings, metrics)
         else:
             self._remote = RemoteClassifier(classifier)
             _, manifest = await asyncio.to_thread(find_engine, settings.engine)
             rate = (await self._remote.latency()).best_pictures_per_s()
+            picture_bytes = manifest.input.height * manifest.input.width * 3
             stages = _split(self._remote, manifest, settings)
-        self.pipeline = Pipeline(manifest, settings, stages, engine_pictures_per_s=rate, metrics=metrics)
+        self.pipeline = Pipeline(
+            manifest, settings, stages, engine_pictures_per_s=rate, metrics=metrics, picture_bytes=picture_bytes
+        )
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's hook: what the autoscaling policies see of this replica."""
+        return self.pipeline.stages.signals()
+
+    def reconfigure(self, user_config: dict[str, Any] | None) -> None:
+        """Serve's hook: batching changed by `user_config`, without a restart.
+
+        Raises:
+            ConfigError: unknown keys or values.
+        """
+        self.pipeline.stages.tune(parse_live(user_config, self.pipeline.settings.batching))
 
     async def ready(self) -> bool:
         """See `ingress.Service`. An engine in this process is warm once the constructor has returned."""

@@ -12,10 +12,9 @@ from pathlib import Path
 from serve_app.errors import EngineError
 from serve_app.latency import LatencyTable, measure_latency, table_sizes, warm_up
 from serve_app.manifest import MANIFEST_NAME, Manifest, read_manifest
-from serve_app.metrics import Metrics
 from serve_app.runtime import Runtime, load_runtime
 from serve_app.settings import EngineSettings
-from serve_app.types import ChunkScores, InferencePrecision, Logits, Pictures
+from serve_app.types import InferencePrecision, Logits, Pictures
 
 AUTO_MODELS = ("resnet18", "efficientnet_lite0")
 """What `model: auto` means: the first of these that was built, and is not a seeded stand-in."""
@@ -112,31 +111,31 @@ def open_engine(
     return Engine(manifest, tuple(runtimes), latency, max_batch_size)
 
 
-class LocalClassifier:
-    """An engine in this process, behind one thread of its own; satisfies `batching.Classifier`."""
+class EngineThread:
+    """One runtime behind a thread of its own, so that the event loop goes on while it runs."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
-        self.engine = engine
-        self._metrics = metrics
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
-    async def classify(self, pictures: Pictures) -> ChunkScores:
-        """See `batching.Classifier`. Shielded: a cancelled caller does not take the buffer from a running engine."""
-        work = asyncio.get_running_loop().run_in_executor(self._executor, self._run, pictures)
+    async def run(self, pictures: Pictures) -> tuple[Logits, float]:
+        """uint8 (n, height, width, 3) -> float32 (n, classes), and milliseconds in the engine.
+
+        Shielded: a cancelled caller does not take the buffer from a running engine.
+        """
+        work = asyncio.get_running_loop().run_in_executor(self._executor, self._timed, pictures)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             await asyncio.wait([work])
             raise
 
-    def _run(self, pictures: Pictures) -> ChunkScores:
+    def _timed(self, pictures: Pictures) -> tuple[Logits, float]:
         started_s = time.perf_counter()
-        logits = self.engine.runtimes[0].infer(pictures)
-        inference_ms = (time.perf_counter() - started_s) * 1e3
-        self._metrics.batch(len(pictures), inference_ms)
-        return ChunkScores(logits, inference_ms, len(pictures))
+        logits = self._runtime.infer(pictures)
+        return logits, (time.perf_counter() - started_s) * 1e3
 
     def close(self) -> None:
         """Waits for a running batch, then frees the engine."""
         self._executor.shutdown(wait=True)
-        self.engine.runtimes[0].close()
+        self._runtime.close()

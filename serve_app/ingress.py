@@ -31,9 +31,11 @@ from serve_app.errors import (
 )
 from serve_app.manifest import Manifest
 from serve_app.pipeline import Classified, Outcome, Pipeline
+from serve_app.types import Priority
 
 logger = logging.getLogger(__name__)
 TIMEOUT_HEADER = "x-request-timeout-ms"
+PRIORITY_HEADER = "x-priority"
 PREDICT_PATH = "/predict"
 DEFAULT_TOP_K = 3
 _NO_QUERY = QueryParams()
@@ -140,7 +142,7 @@ class _Predict:
         _check_model(query.get("model"), manifest)
         k = _whole_number(query.get("top_k"), "top_k") or min(DEFAULT_TOP_K, manifest.num_classes)
         deadline_s = pipeline.deadline_s(_whole_number(headers.get(TIMEOUT_HEADER), TIMEOUT_HEADER))
-        with pipeline.admission.ticket() as ticket:
+        with pipeline.admission.ticket(_priority(headers.get(PRIORITY_HEADER))) as ticket:
             upload = await read_upload(headers, _pieces(receive), pipeline.settings.limits, ticket)
             outcomes = await pipeline.classify(upload.bodies, k, deadline_s, ticket)
             about = _about(manifest)
@@ -231,6 +233,14 @@ def _whole_number(text: str | None, name: str) -> int | None:
     if not (text.isascii() and text.isdigit() and 0 < len(text) <= 9 and int(text) > 0):
         raise BadParameter(f"{name} must be a whole number above 0, not {text[:40]!r}")
     return int(text)
+
+
+def _priority(text: str | None) -> Priority:
+    if text is None or text == "interactive":
+        return "interactive"
+    if text == "batch":
+        return "batch"
+    raise BadParameter(f"{PRIORITY_HEADER} must be interactive or batch, not {text[:40]!r}")
 
 
 def _render(error: ServeError) -> Response:

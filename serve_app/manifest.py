@@ -17,7 +17,7 @@ from serve_app.errors import EngineError
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
-Backend = Literal["onnx", "openvino", "torchscript"]
+Backend = Literal["onnx", "openvino", "torchscript", "simulated"]
 Precision = Literal["fp32", "int8"]
 Interpolation = Literal["bilinear", "bicubic"]
 Triple = tuple[float, float, float]

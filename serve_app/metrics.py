@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
-from serve_app.types import Timing
+from serve_app.types import SentBecause, Timing
 
 T = TypeVar("T")
 FLUSH_INTERVAL_S = 1.0
@@ -27,7 +27,7 @@ class Metrics(Protocol):
     def refused(self, code: str) -> None:
         """One picture, or a request before its pictures were known, ended in the error `code`."""
 
-    def batch(self, pictures: int, inference_ms: float) -> None:
+    def batch(self, pictures: int, inference_ms: float, because: SentBecause) -> None:
         """The engine ran one batch."""
 
 
@@ -40,7 +40,7 @@ class NoMetrics:
     def refused(self, code: str) -> None:
         pass
 
-    def batch(self, pictures: int, inference_ms: float) -> None:
+    def batch(self, pictures: int, inference_ms: float, because: SentBecause) -> None:
         pass
 
 
@@ -48,7 +48,8 @@ class RayMetrics:
     """Reports through `ray.serve.metrics`, which adds application, deployment and replica.
 
     `image_serve_pictures` (counter by outcome: `ok` or an error code), `image_serve_stage_ms` (histogram by stage:
-    queue, preprocess, inference), `image_serve_batch_pictures` and `image_serve_batch_ms` (histograms per batch).
+    queue, preprocess, inference), `image_serve_batch_pictures` and `image_serve_batch_ms` (histograms per batch),
+    `image_serve_batches` (counter by why a batch was sent: full, deadline, idle).
     What is reported is kept, and handed to Ray every `FLUSH_INTERVAL_S` by a thread: five calls into Ray per picture,
     each with cold caches, cost as much as all of HTTP's parsing.
     """
@@ -71,10 +72,13 @@ class RayMetrics:
         self._batch_ms = metrics.Histogram(
             "image_serve_batch_ms", description="Milliseconds per batch.", boundaries=STAGE_BUCKETS_MS
         )
+        self._sent = metrics.Counter(
+            "image_serve_batches", description="Batches by why they were sent.", tag_keys=("reason",)
+        )
         # Deques: filled by the event loop and by engine threads, emptied by the flushing one, all without a lock.
         self._timings: deque[Timing] = deque()
         self._refusals: deque[str] = deque()
-        self._batches: deque[tuple[int, float]] = deque()
+        self._batches: deque[tuple[int, float, SentBecause]] = deque()
         threading.Thread(target=self._flush_forever, name="metrics", daemon=True).start()
 
     def answered(self, timing: Timing) -> None:
@@ -83,8 +87,8 @@ class RayMetrics:
     def refused(self, code: str) -> None:
         self._refusals.append(code)
 
-    def batch(self, pictures: int, inference_ms: float) -> None:
-        self._batches.append((pictures, inference_ms))
+    def batch(self, pictures: int, inference_ms: float, because: SentBecause) -> None:
+        self._batches.append((pictures, inference_ms, because))
 
     def _flush_forever(self) -> None:
         while True:
@@ -100,9 +104,13 @@ class RayMetrics:
                 self._stage_ms.observe(getattr(timing, stage), tags={"stage": stage})
         for outcome, count in outcomes.items():
             self._pictures.inc(count, tags={"outcome": outcome})
-        for pictures, inference_ms in _drain(self._batches):
+        reasons: Counter[str] = Counter()
+        for pictures, inference_ms, because in _drain(self._batches):
+            reasons[because] += 1
             self._batch_pictures.observe(pictures)
             self._batch_ms.observe(inference_ms)
+        for reason, count in reasons.items():
+            self._sent.inc(count, tags={"reason": reason})
 
 
 def _drain(items: deque[T]) -> Iterator[T]:

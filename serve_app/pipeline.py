@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from serve_app.admission import Admission, ServiceRate, Ticket
-from serve_app.errors import BadParameter, DeadlineExceeded, PayloadTooLarge, ServeError
+from serve_app.errors import BadParameter, DeadlineExceeded, Overloaded, PayloadTooLarge, ServeError
 from serve_app.manifest import Manifest
 from serve_app.metrics import Metrics
 from serve_app.postprocess import labelled
 from serve_app.settings import Settings
 from serve_app.stages import Stages
-from serve_app.types import Prediction, Timing
+from serve_app.types import Prediction, Priority, Timing
 
 Clock = Callable[[], float]
 
@@ -39,6 +39,7 @@ class Pipeline:
         settings: validated settings.
         stages: decoding and classifying, in either placement; on the same clock.
         engine_pictures_per_s: measured best rate of the engine, the first estimate of how fast waits pass.
+        picture_bytes: see `admission.Admission`.
         metrics: where counts go.
         clock: monotonic seconds; deadlines are on this clock.
     """
@@ -51,14 +52,21 @@ class Pipeline:
         *,
         engine_pictures_per_s: float,
         metrics: Metrics,
+        picture_bytes: int = 0,
         clock: Clock = time.monotonic,
     ) -> None:
         self.manifest = manifest
         self.settings = settings
         self.clock = clock
-        self.admission = Admission(settings.limits, ServiceRate(engine_pictures_per_s, clock=clock))
+        self.stages = stages
+        self.admission = Admission(
+            settings.limits,
+            ServiceRate(engine_pictures_per_s, clock=clock),
+            picture_bytes=picture_bytes,
+            on_refused=self._refused,
+            clock=clock,
+        )
         self._metrics = metrics
-        self._stages = stages
 
     def deadline_s(self, timeout_ms: int | None) -> float:
         """When a request that arrives now is late, on this pipeline's clock.
@@ -97,13 +105,18 @@ class Pipeline:
             raise PayloadTooLarge(f"{len(bodies)} pictures in one request, at most {most} are allowed; send fewer")
         ticket.add_pictures(len(bodies), deadline_s - self.clock())
         if len(bodies) == 1:
-            return [await self._outcome(bodies[0], k, deadline_s)]
-        return list(await asyncio.gather(*(self._outcome(body, k, deadline_s) for body in bodies)))
+            return [await self._outcome(bodies[0], k, deadline_s, ticket.priority)]
+        return list(await asyncio.gather(*(self._outcome(body, k, deadline_s, ticket.priority) for body in bodies)))
 
-    async def _outcome(self, body: bytes, k: int, deadline_s: float) -> Outcome:
+    def _refused(self, pictures: int) -> None:
+        self.stages.refused(pictures)
+        for _ in range(pictures):
+            self._metrics.refused(Overloaded.code)
+
+    async def _outcome(self, body: bytes, k: int, deadline_s: float, priority: Priority) -> Outcome:
         try:
             async with asyncio.timeout(deadline_s - self.clock()):
-                answer = await self._classify_one(body, k, deadline_s)
+                answer = await self._classify_one(body, k, deadline_s, priority)
         except TimeoutError:
             return self._counted(DeadlineExceeded("the time of this request was up before its answer was ready"))
         except ServeError as error:
@@ -111,8 +124,8 @@ class Pipeline:
         self._metrics.answered(answer.timing)
         return answer
 
-    async def _classify_one(self, body: bytes, k: int, deadline_s: float) -> Classified:
-        scored = await self._stages.score(body, k, deadline_s)
+    async def _classify_one(self, body: bytes, k: int, deadline_s: float, priority: Priority) -> Classified:
+        scored = await self.stages.score(body, k, deadline_s, priority)
         predictions = labelled(scored.ranking, self.manifest.labels, k)
         return Classified(predictions, Timing(scored.queue_ms, scored.decode_ms, scored.inference_ms))
 
@@ -122,4 +135,4 @@ class Pipeline:
 
     async def close(self) -> None:
         """Answers what was taken, then stops the threads."""
-        await self._stages.close()
+        await self.stages.close()

@@ -17,6 +17,7 @@ from serve_app.types import InferencePrecision
 
 Auto = Literal["auto"]
 Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class _Section(BaseModel):
@@ -69,7 +70,10 @@ class BatchingSettings(_Section):
     """Chunks a sender may have at the classifier at once; what is decoded meanwhile gathers into the next chunk."""
     merge_wait_s: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
     """Split placement: how long the classifier waits for chunks of other senders before it seals a batch; `auto`
-    is the measured time of one picture, at most 5 ms."""
+    follows the measured time of one picture, at most 5 ms, and 0 where larger batches are not faster."""
+    latency_objective_ms: Annotated[float, Field(gt=0)] = 1_000
+    """What answers should take at most. Batches are kept so small that waiting for one and running in the next take
+    half of it."""
 
 
 class LimitSettings(_Section):
@@ -84,7 +88,12 @@ class LimitSettings(_Section):
     max_queued_pictures: Positive = 256
     """Pictures one replica holds at once, waiting or in work; more are answered 429."""
     max_queued_bytes: Positive = 256 * 2**20
-    """Request bodies one replica holds at once."""
+    """Request bodies and decoded pictures one replica holds at once; what would be more is answered 429."""
+    max_wait_ms: Positive = 5_000
+    """A request is answered 429 if the pictures before it would take longer than this; half of it for requests of
+    priority batch."""
+    batch_ageing_s: Seconds = 2.0
+    """Interactive pictures overtake batch ones, but none that has waited so much longer."""
     default_timeout_ms: Positive = 30_000
     """For requests without the header x-request-timeout-ms."""
     max_timeout_ms: Positive = 120_000
@@ -115,7 +124,6 @@ class Settings(_Section):
         return self
 
 
-Seconds = Annotated[float, Field(ge=0)]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = get_args(Day)
 
@@ -187,6 +195,32 @@ def parse_goal(kwargs: Mapping[str, Any]) -> ScalingGoal:
         ConfigError: as `parse_settings`.
     """
     return _parse(ScalingGoal, kwargs, "policy_kwargs")
+
+
+class LiveBatching(_Section):
+    """The `user_config` of a deployment: batching that is changed while it runs, without a restart."""
+
+    max_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """As `batching.max_batch_size`, and not above it: only sizes up to that were warmed."""
+    merge_wait_s: Annotated[float, Field(ge=0, le=1)] | Auto | None = None
+    """As `batching.merge_wait_s`."""
+    latency_objective_ms: Annotated[float, Field(gt=0)] | None = None
+    """As `batching.latency_objective_ms`."""
+
+
+def parse_live(user_config: Mapping[str, Any] | None, batching: BatchingSettings) -> BatchingSettings:
+    """`batching` with what a deployment's `user_config` changes of it.
+
+    Raises:
+        ConfigError: as `parse_settings`.
+    """
+    live = _parse(LiveBatching, user_config or {}, "user_config")
+    if live.max_batch_size is not None and live.max_batch_size > batching.max_batch_size:
+        raise ConfigError(
+            f"user_config.max_batch_size: {live.max_batch_size} is above args.batching.max_batch_size "
+            f"({batching.max_batch_size}), the largest that was warmed; lower it, or raise that and restart"
+        )
+    return batching.model_copy(update={name: value for name, value in live if value is not None})
 
 
 def _parse(model: type[Section], values: Mapping[str, Any], root: str) -> Section:

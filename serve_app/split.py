@@ -7,28 +7,48 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from serve_app.autoscaling.signals import BACKLOG, KNEE, OFFERED, RATE
 from serve_app.batching import Clock, Gatherer
 from serve_app.errors import DeadlineExceeded
+from serve_app.queueing import AgeingQueue
+from serve_app.settings import BatchingSettings
 from serve_app.stages import Scored
-from serve_app.types import Picture
+from serve_app.types import Picture, Priority
 
 Decode = Callable[[bytes], Picture]
 
+FIRST_DECODE_MS = 3.0
+"""What a picture is thought to take until one was measured."""
+
 
 class DecodePool:
-    """Decodes in threads, `threads` pictures at a time, first come first served.
+    """Decodes in threads, `threads` pictures at a time; the others wait in an `AgeingQueue`.
 
     A decode that has begun cannot be stopped, so its place is freed when its thread is done, not when its caller
     has gone away.
     """
 
-    def __init__(self, decode: Decode, threads: int, clock: Clock = time.monotonic) -> None:
+    def __init__(self, decode: Decode, threads: int, *, ageing_s: float = 0.0, clock: Clock = time.monotonic) -> None:
         self._decode = decode
+        self.threads = threads
         self._clock = clock
-        self._places = asyncio.Semaphore(threads)
+        self._free = threads
+        self._waiting: AgeingQueue[asyncio.Future[None]] = AgeingQueue(ageing_s, clock)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decode_ms = FIRST_DECODE_MS
 
-    async def decode(self, body: bytes, deadline_s: float) -> tuple[Picture, float, float]:
+    @property
+    def backlog(self) -> int:
+        """Pictures that wait for a thread or are being decoded; those of cancelled callers too, until their turn."""
+        return len(self._waiting) + self.threads - self._free
+
+    def pictures_per_s(self) -> float:
+        """What the threads do together, by the mean time of late."""
+        return self.threads * 1e3 / self._decode_ms
+
+    async def decode(
+        self, body: bytes, deadline_s: float, priority: Priority = "interactive"
+    ) -> tuple[Picture, float, float]:
         """Decodes one picture file.
 
         Returns:
@@ -39,16 +59,38 @@ class DecodePool:
             RequestError: the file is refused.
         """
         since_s = self._clock()
-        await self._places.acquire()
+        await self._place(priority)
         started_s = self._clock()
         if started_s >= deadline_s:
-            self._places.release()
+            self._release()
             raise DeadlineExceeded("the time of this request was up before it could be decoded")
         work: Future[tuple[Picture, float]] = self._executor.submit(self._timed, body)
         loop = asyncio.get_running_loop()
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._places.release))
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._release))
         picture, decode_ms = await asyncio.wrap_future(work)
+        self._decode_ms += 0.05 * (decode_ms - self._decode_ms)
         return picture, (started_s - since_s) * 1e3, decode_ms
+
+    async def _place(self, priority: Priority) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.put(turn, priority)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # its turn came at the same moment
+                self._release()
+            raise
+
+    def _release(self) -> None:
+        while self._waiting:
+            turn = self._waiting.pop()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
 
     def _timed(self, body: bytes) -> tuple[Picture, float]:
         started_s = self._clock()
@@ -70,12 +112,35 @@ class Split:
     def __init__(self, pool: DecodePool, gatherer: Gatherer) -> None:
         self._pool = pool
         self._gatherer = gatherer
+        self._offered = 0
 
-    async def score(self, body: bytes, k: int, deadline_s: float) -> Scored:
+    async def score(self, body: bytes, k: int, deadline_s: float, priority: Priority = "interactive") -> Scored:
         """See `stages.Stages`."""
-        picture, wait_ms, decode_ms = await self._pool.decode(body, deadline_s)
-        gathered = await self._gatherer.submit(picture, k, deadline_s)
+        self._count(1)
+        picture, wait_ms, decode_ms = await self._pool.decode(body, deadline_s, priority)
+        gathered = await self._gatherer.submit(picture, k, deadline_s, priority)
         return Scored(gathered.ranking, wait_ms + gathered.queue_ms, decode_ms, gathered.inference_ms)
+
+    def refused(self, pictures: int) -> None:
+        """See `stages.Stages`."""
+        self._count(pictures)
+
+    def _count(self, pictures: int) -> None:
+        self._offered += pictures
+        self._gatherer.offered(pictures)
+
+    def signals(self) -> dict[str, float]:
+        """See `stages.Stages`. Of decoding only: what waits for the classifier is the classifier's backlog."""
+        return {
+            BACKLOG: self._pool.backlog,
+            OFFERED: self._offered,
+            RATE: self._pool.pictures_per_s(),
+            KNEE: self._pool.threads,
+        }
+
+    def tune(self, batching: BatchingSettings) -> None:
+        """See `stages.Stages`."""
+        self._gatherer.bound(batching.max_batch_size)
 
     async def close(self) -> None:
         """See `stages.Stages`."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serve_app.errors import ServeError
-from serve_app.types import Ranking
+from serve_app.settings import BatchingSettings
+from serve_app.types import Priority, Ranking
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +25,31 @@ class Scored:
 class Stages(Protocol):
     """From a picture file to its classes. Lives on one event loop; a caller may be cancelled at any time."""
 
-    async def score(self, body: bytes, k: int, deadline_s: float) -> Scored:
+    async def score(self, body: bytes, k: int, deadline_s: float, priority: Priority = "interactive") -> Scored:
         """Decodes one picture file and classifies it.
 
         Args:
             body: the file.
             k: classes wanted; the ranking may have more.
             deadline_s: on the pipeline's clock; a picture that is late when a stage would begin is dropped there.
+            priority: see `queueing`.
 
         Raises:
             DeadlineExceeded: it was late.
             ServeError: the file is refused, or the engine failed.
         """
+        ...
+
+    def refused(self, pictures: int) -> None:
+        """Pictures that admission refused: demand that no stage sees otherwise."""
+        ...
+
+    def signals(self) -> dict[str, float]:
+        """What the stage in front reports for autoscaling; names and meaning are those of `autoscaling.signals`."""
+        ...
+
+    def tune(self, batching: BatchingSettings) -> None:
+        """Batches from now on follow these settings."""
         ...
 
     async def close(self) -> None:

@@ -21,6 +21,13 @@ InferencePrecision: TypeAlias = Literal["auto", "fp32", "bf16"]
 """What an engine stored in fp32 computes in; `auto` leaves it to the runtime."""
 
 
+Priority: TypeAlias = Literal["interactive", "batch"]
+"""Interactive pictures go before batch ones, which are not starved: see `queueing`."""
+
+SentBecause: TypeAlias = Literal["full", "deadline", "idle"]
+"""Why a batch was sent: it could hold no more, it had waited long enough, or nothing more was there to wait for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """One line of a top-k answer; `score` is the softmax probability in 0..1."""
@@ -39,18 +46,39 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk:
+    """Pictures that one sender hands to a classifier together, and what it tells of the demand behind them.
+
+    Attributes:
+        pictures: uint8 (n, height, width, 3).
+        remaining_s: float32 (n,), seconds each of them still has; not a time of day, since clocks differ.
+        behind_pictures: this chunk's share of the pictures that wait at the sender because its chunks are in flight.
+        offered_pictures: pictures that came to the sender since its last chunk, those it refused among them.
+    """
+
+    pictures: Pictures
+    remaining_s: NDArray[np.float32]
+    behind_pictures: float = 0.0
+    offered_pictures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkScores:
     """What a classifier returns for one chunk of n pictures.
 
     Attributes:
-        logits: float32 (n, classes), row i belongs to picture i of the chunk.
+        logits: float32 (n, classes), row i belongs to picture i of the chunk; of a late picture it means nothing.
         inference_ms: time inside the engine for the batch the chunk was part of.
         batch_size: how many pictures that batch had.
+        late: bool (n,), pictures whose time was up before the engine ran; None where there were none.
+        max_batch_size: most pictures the classifier takes at once at present, None where it does not say.
     """
 
     logits: Logits
     inference_ms: float
     batch_size: int
+    late: NDArray[np.bool_] | None = None
+    max_batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

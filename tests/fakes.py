@@ -10,7 +10,7 @@ import numpy as np
 from serve_app.batching import Gatherer
 from serve_app.manifest import InputSpec, Manifest, Weights
 from serve_app.split import DecodePool, Split
-from serve_app.types import ChunkScores, Picture, Pictures
+from serve_app.types import Chunk, ChunkScores, Picture, Pictures
 
 SHAPE = (4, 4, 3)
 CLASSES = 5
@@ -44,13 +44,19 @@ class FakeClassifier:
         self.gate = asyncio.Event()
         self.gate.set()
         self.errors = list(errors)
+        self.told: list[Chunk] = []
+        self.sent: list[list[int]] = []
+        self.late: np.ndarray | None = None
+        self.max_batch_size: int | None = None
 
-    async def classify(self, pictures: Pictures) -> ChunkScores:
-        self.chunks.append(len(pictures))
+    async def classify(self, chunk: Chunk) -> ChunkScores:
+        self.chunks.append(len(chunk.pictures))
+        self.told.append(chunk)
+        self.sent.append([int(one.flat[0]) for one in chunk.pictures])
         await self.gate.wait()
         if self.errors:
             raise self.errors.pop(0)
-        return ChunkScores(scores_of(pictures), 1.5, len(pictures))
+        return ChunkScores(scores_of(chunk.pictures), 1.5, len(chunk.pictures), self.late, self.max_batch_size)
 
 
 def split(

@@ -8,8 +8,15 @@ from serve_app.settings import LimitSettings
 from tests.fakes import FakeClock
 
 
-def admission(rate_per_s: float = 10.0, clock: FakeClock | None = None, **limits: int) -> Admission:
-    return Admission(LimitSettings(**limits), ServiceRate(rate_per_s, clock=clock or FakeClock()))
+def admission(
+    rate_per_s: float = 10.0, clock: FakeClock | None = None, refused: list[int] | None = None, **limits: int
+) -> Admission:
+    clock = clock or FakeClock()
+    note = refused.append if refused is not None else lambda pictures: None
+    limits = {"max_queued_pictures": 1000} | limits
+    return Admission(
+        LimitSettings(**limits), ServiceRate(rate_per_s, clock=clock), picture_bytes=7, on_refused=note, clock=clock
+    )
 
 
 def test_everything_is_given_back_when_a_request_ends() -> None:
@@ -17,7 +24,7 @@ def test_everything_is_given_back_when_a_request_ends() -> None:
     with gate.ticket() as ticket:
         ticket.add_bytes(100)
         ticket.add_pictures(3, 30)
-        assert (gate.queued_pictures, gate.queued_bytes) == (3, 100)
+        assert (gate.queued_pictures, gate.queued_bytes) == (3, 100 + 3 * 7)
     assert (gate.queued_pictures, gate.queued_bytes) == (0, 0)
 
 
@@ -38,26 +45,97 @@ def test_bytes_are_bounded_over_all_requests() -> None:
         second.add_bytes(50)
 
 
-def test_retry_after_is_the_time_the_backlog_takes() -> None:
+def test_decoded_pictures_count_against_the_same_bytes() -> None:
+    refused: list[int] = []
+    gate = admission(max_queued_bytes=150, refused=refused)
+    with gate.ticket() as ticket:
+        ticket.add_bytes(100)
+        with pytest.raises(Overloaded, match="bytes"):
+            ticket.add_pictures(8, 30)
+        ticket.add_pictures(7, 30)
+        assert (gate.queued_pictures, gate.queued_bytes, refused) == (7, 149, [8])
+    assert (gate.queued_pictures, gate.queued_bytes) == (0, 0)
+
+
+def test_what_waits_too_long_already_is_refused_whatever_time_the_request_has() -> None:
+    gate = admission(rate_per_s=10, max_wait_ms=2000)
+    gate.take_pictures(20, 30, "interactive")
+    gate.take_pictures(1, 30, "interactive")  # 2 s are waiting, which is not more than 2
+    with pytest.raises(Overloaded, match=r"2\.1 s of pictures are waiting, at most 2 s may"):
+        gate.take_pictures(1, 30, "interactive")
+
+
+def test_batch_requests_are_refused_at_half_the_wait_and_do_not_stand_before_interactive_ones() -> None:
+    gate = admission(rate_per_s=10, max_wait_ms=2000)
+    with gate.ticket("batch") as batch, gate.ticket() as interactive:
+        batch.add_pictures(11, 30)
+        with pytest.raises(Overloaded):
+            gate.take_pictures(1, 30, "batch")
+        assert gate.estimated_wait_s("interactive") == 0
+        interactive.add_pictures(20, 30)
+        assert gate.estimated_wait_s("batch") == pytest.approx(3.1)
+
+
+def test_refused_requests_are_told_to_come_back_one_after_the_other() -> None:
+    clock = FakeClock()
+    gate = admission(rate_per_s=10, clock=clock, max_wait_ms=2000)
+    gate.take_pictures(25, 30, "interactive")
+
+    def told() -> float:
+        with pytest.raises(Overloaded) as refused:
+            gate.take_pictures(5, 30, "interactive")
+        return refused.value.retry_after_s
+
+    assert [told() for _ in range(3)] == pytest.approx([0.5, 1.0, 1.5])
+    clock.advance(1.0)  # ten pictures of those that were promised a place are due, and some will never come
+    assert 0.5 < told() <= 1.0
+    clock.advance(60)
+    assert told() == pytest.approx(0.5)
+
+
+def test_promises_are_forgotten_when_there_is_room() -> None:
+    gate = admission(rate_per_s=10, max_wait_ms=2000)
+    with gate.ticket() as full:
+        full.add_pictures(25, 30)
+        for _ in range(20):
+            with pytest.raises(Overloaded):
+                gate.take_pictures(5, 30, "interactive")
+    gate.take_pictures(25, 30, "interactive")
+    with pytest.raises(Overloaded) as refused:
+        gate.take_pictures(5, 30, "interactive")
+    assert refused.value.retry_after_s == pytest.approx(0.5)
+
+
+def test_what_is_refused_is_told_since_it_is_demand() -> None:
+    refused: list[int] = []
+    gate = admission(refused=refused, max_queued_bytes=10, max_queued_pictures=1)
+    with pytest.raises(Overloaded):
+        gate.take_bytes(11)
+    with pytest.raises(Overloaded):
+        gate.take_pictures(3, 30, "interactive")
+    assert refused == [1, 3]
+
+
+def test_retry_after_is_the_time_until_there_is_room() -> None:
     gate = admission(rate_per_s=10, max_queued_pictures=64)
     with gate.ticket() as ticket:
         ticket.add_pictures(60, 30)
         with pytest.raises(Overloaded) as refused:
-            gate.take_pictures(5, 30)
-    assert refused.value.headers() == {"retry-after": "6"}
+            gate.take_pictures(24, 30, "interactive")
+    assert refused.value.headers() == {"retry-after": "2"}
 
 
 def test_a_request_that_cannot_be_answered_in_its_time_is_refused_at_once() -> None:
     gate = admission(rate_per_s=10)
-    gate.take_pictures(50, 30)
+    gate.take_pictures(50, 30, "interactive")
     with pytest.raises(Overloaded, match=r"5\.1 s") as refused:
-        gate.take_pictures(1, 2.0)
+        gate.take_pictures(1, 2.0, "interactive")
     assert refused.value.retry_after_s == pytest.approx(3.1)
-    gate.take_pictures(1, 6.0)
+    gate.take_pictures(1, 6.0, "interactive")
 
 
 def test_a_lone_request_is_tried_however_short_its_time() -> None:
-    admission(rate_per_s=0.001).take_pictures(1, 0.05)
+    admission(rate_per_s=0.001).take_pictures(64, 0.05, "interactive")
 
 
 def test_the_rate_follows_what_is_finished_under_load() -> None:

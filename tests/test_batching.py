@@ -61,10 +61,10 @@ async def test_a_buffer_is_not_rewritten_while_its_chunk_is_out() -> None:
     seen: list[np.ndarray] = []
 
     class Keeping(FakeClassifier):
-        async def classify(self, pictures):
-            before = pictures.copy()
-            scores = await super().classify(pictures)
-            seen.append(before == pictures)
+        async def classify(self, chunk):
+            before = chunk.pictures.copy()
+            scores = await super().classify(chunk)
+            seen.append(before == chunk.pictures)
             return scores
 
     classifier = Keeping()
@@ -130,9 +130,9 @@ async def test_a_chunk_does_not_run_in_the_context_of_one_of_its_requests() -> N
     seen: list[str] = []
 
     class Looking(FakeClassifier):
-        async def classify(self, pictures):
+        async def classify(self, chunk):
             seen.append(request.get())
-            return await super().classify(pictures)
+            return await super().classify(chunk)
 
     request.set("mine")
     await gatherer(Looking()).submit(picture(1), 1, NEVER_S)
@@ -152,3 +152,65 @@ async def test_close_answers_what_was_taken_and_takes_no_more() -> None:
     classifier.gate.set()
     await asyncio.gather(closing, *answers)
     assert [task.result().ranking.class_ids[0] for task in answers] == [0, 1, 2]
+
+
+async def test_a_picture_that_was_late_at_the_classifier_is_told_so_and_the_others_are_answered() -> None:
+    classifier = FakeClassifier()
+    classifier.gate.clear()
+    sender = gatherer(classifier)
+    first = asyncio.create_task(sender.submit(picture(1), 1, NEVER_S))
+    pair = [asyncio.create_task(sender.submit(picture(value), 1, NEVER_S)) for value in (2, 3)]
+    await settle()
+    classifier.gate.set()
+    await first
+    classifier.late = np.array([True, False])
+    with pytest.raises(DeadlineExceeded):
+        await pair[0]
+    assert (await pair[1]).ranking.class_ids[0] == 3
+
+
+async def test_a_chunk_tells_the_time_left_and_the_demand_behind_it() -> None:
+    classifier, clock = FakeClassifier(), FakeClock()
+    classifier.gate.clear()
+    sender = gatherer(classifier, clock, max_chunk=2, max_in_flight=2)
+    for _ in range(9):
+        sender.offered(1)
+    answers = [asyncio.create_task(sender.submit(picture(1), 1, clock() + 7)) for _ in range(9)]
+    await settle()
+    classifier.gate.set()
+    await asyncio.gather(*answers)
+    assert [float(chunk.remaining_s[0]) for chunk in classifier.told] == [7.0] * len(classifier.told)
+    assert [chunk.offered_pictures for chunk in classifier.told[:2]] == [9, 0]
+    # Two chunks at a time, each of which stands for half of what waits behind them: 7 pictures, then 3, then none.
+    assert [chunk.behind_pictures for chunk in classifier.told] == [3.5, 3.5, 1.5, 1.5, 0, 0]
+
+
+async def test_chunks_shrink_and_grow_as_the_classifier_says_but_never_above_the_buffers() -> None:
+    classifier = FakeClassifier()
+    sender = gatherer(classifier, max_chunk=4)
+    for bound, wanted in ((2, [1, 2, 2, 2, 1]), (64, [1, 4, 3])):
+        classifier.max_batch_size = bound
+        await sender.submit(picture(0), 1, NEVER_S)
+        classifier.chunks.clear()
+        classifier.gate.clear()
+        answers = [asyncio.create_task(sender.submit(picture(value), 1, NEVER_S)) for value in range(8)]
+        await settle()
+        classifier.gate.set()
+        await asyncio.gather(*answers)
+        assert classifier.chunks == wanted
+    sender.bound(3)
+    assert sender.max_chunk == 3
+
+
+async def test_interactive_pictures_leave_before_batch_ones() -> None:
+    classifier = FakeClassifier()
+    classifier.gate.clear()
+    sender = Gatherer(classifier, SHAPE, max_chunk=2, max_in_flight=1, ageing_s=5, clock=FakeClock())
+    answers = [asyncio.create_task(sender.submit(picture(0), 1, NEVER_S))]
+    await settle()
+    for value, priority in ((1, "batch"), (2, "batch"), (3, "interactive"), (4, "interactive")):
+        answers.append(asyncio.create_task(sender.submit(picture(value), 1, NEVER_S, priority)))
+    await settle()
+    classifier.gate.set()
+    await asyncio.gather(*answers)
+    assert classifier.sent == [[0], [3, 4], [1, 2]]

@@ -9,7 +9,10 @@ import pytest
 
 from serve_app.colocated import Colocated
 from serve_app.errors import BrokenPicture, DeadlineExceeded, InferenceFailed, NotReady, ServeError
-from serve_app.types import Logits, Picture, Pictures
+from serve_app.latency import LatencyTable
+from serve_app.settings import BatchingSettings
+from serve_app.tuning import Tuner
+from serve_app.types import Logits, Picture, Pictures, Priority, SentBecause
 from tests.fakes import SHAPE, FakeClock, picture, scores_of
 
 NEVER_S = float("inf")
@@ -43,6 +46,13 @@ class FakeEngine:
         return scores_of(pictures)
 
 
+def tuner(knee: int, most: int) -> Tuner:
+    """Of an engine that takes 1 ms per picture, and 2 ms for less than the knee."""
+    sizes = sorted({1, knee, most})
+    table = LatencyTable.of({size: 1.0 * size if size >= knee else 2.0 * size for size in sizes})
+    return Tuner(table, BatchingSettings(max_batch_size=most))
+
+
 def stages(
     engine: FakeEngine,
     *,
@@ -50,6 +60,7 @@ def stages(
     max_chunk: int = 8,
     knee: int = 8,
     decode: Callable[[bytes], Picture] = decode,
+    on_batch: Callable[[int, float, SentBecause], None] = lambda pictures, batch_ms, because: None,
     clock: Callable[[], float] | None = None,
 ) -> Colocated:
     return Colocated(
@@ -57,9 +68,9 @@ def stages(
         decode,
         SHAPE,
         max_chunk=max_chunk,
-        knee=knee,
-        batch_ms=lambda pictures: 1.0 * pictures,
-        on_batch=lambda pictures, batch_ms: None,
+        tuner=tuner(knee, max_chunk),
+        ageing_s=5.0,
+        on_batch=on_batch,
         clock=clock or FakeClock(),
     )
 
@@ -230,4 +241,123 @@ async def test_times_are_told_apart() -> None:
     line = stages(engine, decode=slow, clock=clock)
     scored = await line.score(b"\x01", 1, NEVER_S)
     assert (scored.queue_ms, scored.decode_ms, scored.inference_ms) == pytest.approx((0, 4, 20), abs=1e-6)
+    await line.close()
+
+
+async def test_interactive_pictures_go_before_batch_ones_that_have_not_aged() -> None:
+    clock, engine, decoded = FakeClock(), FakeEngine(), bytearray()
+
+    def noting(body: bytes) -> Picture:
+        decoded.extend(body)
+        return decode(body)
+
+    engine.gate.clear()
+    line = stages(engine, decode=noting, clock=clock)
+    answers = [asyncio.create_task(best(line, 0))]
+    await entered(engine)
+
+    def send(value: int, priority: Priority) -> None:
+        answers.append(asyncio.create_task(line.score(bytes([value]), 1, NEVER_S, priority)))
+
+    send(1, "batch")
+    await asyncio.sleep(0)
+    clock.advance(4)
+    send(2, "batch")
+    send(3, "interactive")
+    await asyncio.sleep(0)
+    clock.advance(2)  # picture 1 has waited 6 s by now, more than the 5 by which interactive ones may push in
+    send(4, "interactive")
+    await asyncio.sleep(0)
+    engine.gate.set()
+    await asyncio.gather(*answers)
+    assert list(decoded) == [0, 3, 1, 4, 2]
+    await line.close()
+
+
+async def test_a_picture_that_is_late_once_it_is_decoded_does_not_run() -> None:
+    clock, engine = FakeClock(), FakeEngine()
+
+    def slow(body: bytes) -> Picture:
+        clock.advance(0.004)
+        return decode(body)
+
+    line = stages(engine, decode=slow, clock=clock)
+    tasks = [line.score(bytes([value]), 1, clock() + left_s) for value, left_s in ((1, 0.006), (2, 9), (3, 9))]
+    late, *others = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(late, DeadlineExceeded)
+    assert [scored.ranking.class_ids for scored in others] == [[2], [3]]
+    assert sum(engine.chunks) == 2
+    await line.close()
+
+
+async def test_why_a_chunk_was_sent_is_told() -> None:
+    clock, engine = FakeClock(), FakeEngine()
+    told: list[tuple[int, SentBecause]] = []
+
+    def slow(body: bytes) -> Picture:
+        clock.advance(body[0] / 1e3)
+        return decode(body)
+
+    engine.gate.clear()
+    line = stages(
+        engine, max_chunk=4, knee=4, decode=slow, clock=clock, on_batch=lambda n, ms, because: told.append((n, because))
+    )
+    answers = [asyncio.create_task(best(line, 0))]
+    await entered(engine)
+    answers += [asyncio.create_task(best(line, value)) for value in (0, 0, 0, 0, 20, 0)]
+    await asyncio.sleep(0)
+    engine.gate.set()
+    await asyncio.gather(*answers)
+    await line.close()
+    assert told == [(1, "idle"), (4, "full"), (1, "deadline"), (1, "idle")]
+
+
+async def test_the_signals_are_this_stages_backlog_demand_and_rate() -> None:
+    engine = FakeEngine()
+    engine.gate.clear()
+    line = stages(engine, threads=2, max_chunk=8, knee=4)
+    answers = [asyncio.create_task(best(line, value)) for value in range(6)]
+    await entered(engine)
+    line.refused(10)
+    signals = line.signals()
+    assert (signals["backlog_pictures"], signals["offered_pictures"], signals["knee_pictures"]) == (6, 16, 8)
+    assert signals["pictures_per_s"] == pytest.approx(2 / (0.003 + 0.001))
+    engine.gate.set()
+    await asyncio.gather(*answers)
+    assert line.signals()["backlog_pictures"] == 0
+    await line.close()
+
+
+async def test_the_rate_follows_what_pictures_cost() -> None:
+    clock = FakeClock()
+
+    def slow(body: bytes) -> Picture:
+        clock.advance(0.009)
+        return decode(body)
+
+    def infer(pictures: Pictures) -> Logits:
+        clock.advance(0.001 * len(pictures))
+        return np.asarray(scores_of(pictures))
+
+    engine = FakeEngine()
+    engine.infer = infer  # type: ignore[method-assign]
+    line = stages(engine, knee=1, decode=slow, clock=clock)
+    for _ in range(200):
+        await best(line, 1)
+    assert line.signals()["pictures_per_s"] == pytest.approx(100, rel=0.02)
+    await line.close()
+
+
+async def test_a_lower_bound_holds_from_the_next_chunk_on() -> None:
+    engine = FakeEngine()
+    engine.gate.clear()
+    line = stages(engine)
+    answers = [asyncio.create_task(best(line, 0))]
+    await entered(engine)
+    line.tune(BatchingSettings(max_batch_size=2))
+    answers += [asyncio.create_task(best(line, value)) for value in range(1, 6)]
+    await asyncio.sleep(0)
+    engine.gate.set()
+    await asyncio.gather(*answers)
+    assert engine.chunks == [1, 2, 2, 1]
     await line.close()

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serve_app.deployments import (
-    MAX_AUTO_MERGE_WAIT_S,
     Classifier,
     Preprocessor,
     RemoteClassifier,
-    _chunk_sizes,
-    merge_wait_s,
 )
 from serve_app.errors import InferenceFailed, NotReady, Overloaded, ServeError
-from serve_app.latency import LatencyTable
 from serve_app.lint.traps import DEFAULT_MAX_ONGOING
-from serve_app.types import ChunkScores
+from serve_app.types import Chunk, ChunkScores
 from tests.fakes import SHAPE, scores_of
 
-CHUNK = np.zeros((2, *SHAPE), np.uint8)
+CHUNK = Chunk(np.zeros((2, *SHAPE), np.uint8), np.full(2, 9.0, np.float32), offered_pictures=2)
 
 
 class FakeMethod:
-    def __init__(self, outcome: Exception | None) -> None:
-        self._outcome = outcome
+    def __init__(self, outcomes: tuple[Exception, ...]) -> None:
+        self._outcomes = list(outcomes)
+        self.sent: list[Chunk] = []
 
-    async def remote(self, pictures: np.ndarray) -> ChunkScores:
-        if self._outcome:
-            raise self._outcome
-        return ChunkScores(scores_of(pictures), 1.0, len(pictures))
+    async def remote(self, chunk: Chunk) -> ChunkScores:
+        self.sent.append(chunk)
+        if self._outcomes:
+            raise self._outcomes.pop(0)
+        return ChunkScores(scores_of(chunk.pictures), 1.0, len(chunk.pictures))
 
 
 class FakeHandle:
-    def __init__(self, outcome: Exception | None = None) -> None:
-        self.classify = FakeMethod(outcome)
+    """Raises each of `outcomes` once, then answers."""
+
+    def __init__(self, *outcomes: Exception) -> None:
+        self.classify = FakeMethod(outcomes)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,6 @@ class FakeHandle:
     [
         (BackPressureError(num_queued_requests=9, max_queued_requests=9), Overloaded),
         (DeploymentUnavailableError("Classifier"), NotReady),
-        (RayActorError(), InferenceFailed),
         (RayError("serialisation"), InferenceFailed),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
@@ -64,11 +63,17 @@ def test_the_lint_knows_what_holds_where_a_configuration_is_silent() -> None:
         assert DEFAULT_MAX_ONGOING[deployment.name] == deployment.max_ongoing_requests
 
 
-def test_a_batch_is_counted_in_pictures() -> None:
-    assert _chunk_sizes([CHUNK, CHUNK[:1]]) == 3
+@pytest.mark.parametrize("gone", [ActorDiedError(), ActorUnavailableError("gone", None), NodeDiedError("node")])
+async def test_a_chunk_whose_replica_dies_is_sent_once_more(gone: Exception) -> None:
+    handle = FakeHandle(gone)
+    assert (await RemoteClassifier(handle).classify(CHUNK)).batch_size == 2
+    first, second = handle.classify.sent
+    assert second.pictures is first.pictures
+    assert (first.offered_pictures, second.offered_pictures) == (2, 0)  # it is the same demand
 
 
-def test_the_merge_wait_follows_the_measured_latency() -> None:
-    assert merge_wait_s("auto", LatencyTable.of({1: 2.0})) == pytest.approx(0.002)
-    assert merge_wait_s("auto", LatencyTable.of({1: 40.0})) == MAX_AUTO_MERGE_WAIT_S
-    assert merge_wait_s(0.02, LatencyTable.of({1: 2.0})) == 0.02
+async def test_a_chunk_is_not_sent_for_ever() -> None:
+    handle = FakeHandle(ActorDiedError(), ActorDiedError())
+    with pytest.raises(InferenceFailed, match="try again"):
+        await RemoteClassifier(handle).classify(CHUNK)
+    assert len(handle.classify.sent) == 2

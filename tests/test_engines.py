@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve_app.engines import Engine, LocalClassifier, find_engine, open_engine
+from serve_app.engines import EngineThread, find_engine, open_engine
 from serve_app.errors import EngineError
-from serve_app.latency import LatencyTable
 from serve_app.manifest import MANIFEST_NAME
-from serve_app.metrics import NoMetrics
 from serve_app.runtime import RuntimeInfo
 from serve_app.settings import EngineSettings
-from tests.fakes import SHAPE, manifest, picture, scores_of
+from tests.fakes import SHAPE, picture, scores_of
 from tests.tiny_engine import expected, make_engine
 
 
@@ -75,15 +73,15 @@ def test_an_engine_with_other_classes_than_its_manifest_is_refused(tmp_path: Pat
         open_engine(wanted(tmp_path, "fake"), threads=1, max_batch_size=2, inference_precision="fp32")
 
 
-async def test_the_local_classifier_runs_the_engine(tmp_path: Path) -> None:
+async def test_an_engine_thread_runs_the_engine(tmp_path: Path) -> None:
     make_engine(tmp_path)
     engine = open_engine(wanted(tmp_path, "fake"), threads=1, max_batch_size=2, inference_precision="fp32")
-    classifier = LocalClassifier(engine, NoMetrics())
+    thread = EngineThread(engine.runtimes[0])
     pictures = np.stack([picture(3), picture(9)])
-    scores = await classifier.classify(pictures)
-    np.testing.assert_allclose(scores.logits, expected(pictures), rtol=1e-4, atol=1e-2)
-    assert scores.batch_size == 2
-    classifier.close()
+    logits, inference_ms = await thread.run(pictures)
+    np.testing.assert_allclose(logits, expected(pictures), rtol=1e-4, atol=1e-2)
+    assert inference_ms > 0
+    thread.close()
 
 
 class SlowRuntime:
@@ -111,9 +109,9 @@ class SlowRuntime:
 
 async def test_a_cancelled_call_keeps_its_buffer_until_the_engine_is_done() -> None:
     runtime = SlowRuntime()
-    classifier = LocalClassifier(Engine(manifest(), (runtime,), LatencyTable.of({1: 1.0}), 2), NoMetrics())
+    thread = EngineThread(runtime)
     pictures = np.zeros((1, *SHAPE), np.uint8)
-    gone = asyncio.create_task(classifier.classify(pictures))
+    gone = asyncio.create_task(thread.run(pictures))
     await asyncio.to_thread(runtime.entered.wait, 10)
     gone.cancel()
     await asyncio.sleep(0.02)
@@ -122,6 +120,7 @@ async def test_a_cancelled_call_keeps_its_buffer_until_the_engine_is_done() -> N
     with pytest.raises(asyncio.CancelledError):
         await gone
     assert runtime.running == 0
-    assert (await classifier.classify(pictures)).batch_size == 1
+    logits, _ = await thread.run(pictures)
+    assert len(logits) == 1
     assert runtime.most == 1
-    classifier.close()
+    thread.close()

@@ -14,8 +14,8 @@ SERVE_APP = [
     ["errors", "types"],
     ["manifest", "settings", "metrics"],
     ["preprocess", "postprocess", "latency", "lint"],
-    ["runtime", "admission", "autoscaling", "stages", "batching", "split", "colocated"],
-    ["engines", "pipeline", "bodies"],
+    ["runtime", "admission", "queueing", "tuning", "autoscaling", "stages", "batching", "split", "colocated"],
+    ["engines", "merging", "pipeline", "bodies"],
     ["deployments"],
     ["web", "ingress"],
     ["app", "launch"],
@@ -73,7 +73,18 @@ def test_engine_build_uses_only_the_lower_layers_of_serve_app(path: Path) -> Non
 
 
 PURE = ["errors", "types", "manifest", "settings", "preprocess", "postprocess", "latency", "runtime"]
-PURE += ["admission", "stages", "batching", "split", "colocated", "engines", "pipeline"]
+PURE += [
+    "admission",
+    "queueing",
+    "tuning",
+    "stages",
+    "batching",
+    "split",
+    "colocated",
+    "engines",
+    "merging",
+    "pipeline",
+]
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -15,7 +15,7 @@ def test_no_arguments_are_the_defaults() -> None:
     [
         ({"placment": "split"}, r"args\.placment: unknown key; did you mean 'placement'\?"),
         ({"limits": {"max_body_byte": 5}}, r"args\.limits\.max_body_byte: unknown key; did you mean 'max_body_bytes'"),
-        ({"batching": {"zzz": 1}}, "valid keys: max_batch_size, max_in_flight, merge_wait_s"),
+        ({"batching": {"zzz": 1}}, "valid keys: latency_objective_ms, max_batch_size, max_in_flight, merge_wait_s"),
         ({"placement": "somewhere"}, r"args\.placement: .*'colocated' or 'split'"),
         ({"batching": {"max_batch_size": 0}}, r"args\.batching\.max_batch_size: .*greater than or equal to 1"),
         ({"limits": {"max_pictures_per_request": 300}}, "never be admitted"),

@@ -26,6 +26,10 @@ def load_runtime(
             from serve_app.runtime.torchscript import TorchScriptRuntime
 
             return TorchScriptRuntime(artifact, threads)
+        if manifest.backend == "simulated":
+            from serve_app.runtime.simulated import SimulatedRuntime
+
+            return SimulatedRuntime(artifact, manifest.num_classes)
         from serve_app.runtime.openvino import OpenVinoRuntime
 
         return OpenVinoRuntime(artifact, threads, inference_precision)

@@ -1,0 +1,135 @@
+"""Classifier side of the split placement: chunks of several senders become one batch of the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.autoscaling.signals import BACKLOG, KNEE, OFFERED, RATE
+from serve_app.engines import Engine, EngineThread
+from serve_app.metrics import Metrics
+from serve_app.settings import BatchingSettings
+from serve_app.tuning import Tuner
+from serve_app.types import Chunk, ChunkScores, Logits, Pictures, SentBecause
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True, eq=False)
+class Arrived:
+    """A chunk, and when it came by this process's clock."""
+
+    chunk: Chunk
+    since_s: float
+
+    def __len__(self) -> int:
+        return len(self.chunk.pictures)
+
+
+class Merger:
+    """Runs merged chunks through one engine, without the pictures that are late by then.
+
+    Lives on one event loop; batches run one after the other.
+
+    Args:
+        engine: warmed up to its `max_batch_size`.
+        batching: settings.
+        metrics: told of each batch.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, engine: Engine, batching: BatchingSettings, metrics: Metrics, clock: Clock = time.monotonic
+    ) -> None:
+        spec = engine.manifest.input
+        self.engine = engine
+        self.tuner = Tuner(engine.latency, batching)
+        self._thread = EngineThread(engine.runtimes[0])
+        self._buffer = np.empty((engine.max_batch_size, spec.height, spec.width, 3), np.uint8)
+        self._metrics = metrics
+        self._clock = clock
+        self._held: set[Arrived] = set()
+        self._offered = 0
+
+    def arrived(self, chunk: Chunk) -> Arrived:
+        """Counts a chunk in, until `left`."""
+        arrived = Arrived(chunk, self._clock())
+        self._held.add(arrived)
+        self._offered += chunk.offered_pictures
+        return arrived
+
+    def left(self, arrived: Arrived) -> None:
+        """Its caller has its answer, or went away."""
+        self._held.discard(arrived)
+
+    def counted_size(self, chunks: Sequence[Arrived]) -> int:
+        """Pictures in `chunks`, where one that is larger than the present bound counts as just as large: it was sent
+        before the bound was lowered, and is to run alone, not to be refused."""
+        return sum(min(len(chunk), self.tuner.plan.max_batch_size) for chunk in chunks)
+
+    def signals(self) -> dict[str, float]:
+        """What this replica reports for autoscaling: the pictures it has, and those that wait for it at the senders."""
+        return {
+            BACKLOG: sum(len(one) + one.chunk.behind_pictures for one in self._held),
+            OFFERED: self._offered,
+            RATE: self.tuner.pictures_per_s(),
+            KNEE: self.tuner.plan.knee,
+        }
+
+    async def run(self, batch: Sequence[Arrived]) -> list[ChunkScores]:
+        """One engine run for all of them (several if they are more than the engine takes).
+
+        Returns:
+            The scores of each chunk, in order.
+        """
+        now_s = self._clock()
+        lengths = [len(one) for one in batch]
+        late = np.concatenate([one.chunk.remaining_s <= now_s - one.since_s for one in batch])
+        logits, inference_ms = await self._infer([one.chunk.pictures for one in batch], late)
+        if count := len(late) - int(late.sum()):
+            self._metrics.batch(count, inference_ms, self._because(batch, now_s))
+            self.tuner.observe(count, inference_ms)
+        ends = np.cumsum(lengths)[:-1]
+        return [
+            ChunkScores(
+                rows,
+                inference_ms,
+                len(late),
+                late=lost if lost.any() else None,
+                max_batch_size=self.tuner.plan.max_batch_size,
+            )
+            for rows, lost in zip(np.split(logits, ends), np.split(late, ends), strict=True)
+        ]
+
+    async def _infer(self, chunks: Sequence[Pictures], late: NDArray[np.bool_]) -> tuple[Logits, float]:
+        """Logits of all pictures, zeros for the late ones, and milliseconds of the engine."""
+        size = len(self._buffer)
+        if len(late) <= size and not late.any():  # nearly always
+            pictures = np.concatenate(chunks, out=self._buffer[: len(late)])
+            return await self._thread.run(pictures)
+        wanted = np.concatenate(chunks)[~late]
+        logits = np.zeros((len(late), self.engine.manifest.num_classes), np.float32)
+        rows, total_ms = [], 0.0
+        for start in range(0, len(wanted), size):
+            part, inference_ms = await self._thread.run(wanted[start : start + size])
+            rows.append(part)
+            total_ms += inference_ms
+        if rows:
+            logits[~late] = np.concatenate(rows)
+        return logits, total_ms
+
+    def _because(self, batch: Sequence[Arrived], now_s: float) -> SentBecause:
+        """Serve's batching does not say; this is what its rule must have been."""
+        plan = self.tuner.plan
+        if self.counted_size(batch) >= plan.max_batch_size:
+            return "full"
+        waited_s = now_s - min(one.since_s for one in batch)
+        return "deadline" if 0 < plan.wait_s <= waited_s else "idle"
+
+    def close(self) -> None:
+        """Waits for a running batch, then frees the engine."""
+        self._thread.close()

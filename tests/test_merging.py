@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from serve_app.engines import Engine
+from serve_app.latency import LatencyTable
+from serve_app.merging import Merger
+from serve_app.metrics import NoMetrics
+from serve_app.runtime import RuntimeInfo
+from serve_app.settings import BatchingSettings
+from serve_app.types import Chunk, Logits, Pictures, SentBecause
+from tests.fakes import CLASSES, SHAPE, FakeClock, manifest, picture, scores_of
+
+
+class FakeRuntime:
+    """Answers by `scores_of`."""
+
+    info = RuntimeInfo("fake", "fp32", 1)
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.closed = False
+
+    def infer(self, pictures: Pictures) -> Logits:
+        self.batches.append(len(pictures))
+        return scores_of(pictures)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class NotingMetrics(NoMetrics):
+    def __init__(self) -> None:
+        self.reasons: list[tuple[int, SentBecause]] = []
+
+    def batch(self, pictures: int, inference_ms: float, because: SentBecause) -> None:
+        self.reasons.append((pictures, because))
+
+
+class Setup:
+    def __init__(self, most: int = 8, **batching: float) -> None:
+        self.runtime, self.metrics, self.clock = FakeRuntime(), NotingMetrics(), FakeClock()
+        # A knee of 4: below it a picture costs more.
+        engine = Engine(manifest(), (self.runtime,), LatencyTable.of({1: 2.0, 4: 4.0, 8: 8.0}), most)
+        self.merger = Merger(engine, BatchingSettings(max_batch_size=most, **batching), self.metrics, self.clock)
+
+
+@pytest.fixture
+def at() -> Setup:
+    return Setup()
+
+
+def chunk(*values: int, remaining_s: float | list[float] = 9.0, behind: float = 0.0, offered: int = 0) -> Chunk:
+    pictures = np.stack([picture(value) for value in values])
+    return Chunk(pictures, np.broadcast_to(np.float32(remaining_s), len(values)), behind, offered)
+
+
+def classes(logits: Logits) -> list[int]:
+    return [int(row) for row in logits.argmax(axis=1)]
+
+
+async def test_chunks_run_together_and_each_gets_its_rows(at: Setup) -> None:
+    one, two = await at.merger.run([at.merger.arrived(chunk(1, 2, 3)), at.merger.arrived(chunk(4))])
+    assert (classes(one.logits), classes(two.logits)) == ([1, 2, 3], [4])
+    assert at.runtime.batches == [4]
+    assert (one.batch_size, one.max_batch_size, one.late) == (4, 8, None)
+
+
+async def test_pictures_whose_time_is_up_do_not_run(at: Setup) -> None:
+    first = at.merger.arrived(chunk(1, 2, 3, remaining_s=[1.0, 5.0, 2.0]))
+    second = at.merger.arrived(chunk(4, remaining_s=9.0))
+    at.clock.advance(2.0)
+    one, two = await at.merger.run([first, second])
+    assert at.runtime.batches == [2]
+    assert one.late is not None
+    assert one.late.tolist() == [True, False, True]
+    assert two.late is None
+    assert (classes(one.logits)[1], classes(two.logits)) == (2, [4])
+
+
+async def test_a_batch_of_late_pictures_does_not_run_at_all(at: Setup) -> None:
+    arrived = at.merger.arrived(chunk(1, 2, remaining_s=1.0))
+    at.clock.advance(3)
+    [scores] = await at.merger.run([arrived])
+    assert at.runtime.batches == []
+    assert scores.late is not None
+    assert scores.late.all()
+    assert scores.logits.shape == (2, CLASSES)
+    assert at.metrics.reasons == []
+
+
+async def test_more_than_the_engine_takes_is_run_in_parts(at: Setup) -> None:
+    batch = [at.merger.arrived(chunk(*range(8))), at.merger.arrived(chunk(*range(5)))]
+    one, two = await at.merger.run(batch)
+    assert at.runtime.batches == [8, 5]
+    assert (classes(one.logits), classes(two.logits)) == ([0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 4])
+
+
+async def test_a_chunk_from_before_the_bound_was_lowered_counts_as_a_whole_batch(at: Setup) -> None:
+    large, small = at.merger.arrived(chunk(*range(8))), at.merger.arrived(chunk(1))
+    at.merger.tuner.batching = BatchingSettings(max_batch_size=4)
+    assert at.merger.counted_size([large]) == 4
+    assert at.merger.counted_size([large, small]) == 5
+    assert (await at.merger.run([large]))[0].max_batch_size == 4
+
+
+async def test_the_signals_are_what_is_here_and_what_waits_behind_it(at: Setup) -> None:
+    held = at.merger.arrived(chunk(1, 2, behind=10.5, offered=30))
+    at.merger.arrived(chunk(3, behind=4, offered=5))
+    signals = at.merger.signals()
+    assert (signals["backlog_pictures"], signals["offered_pictures"]) == (17.5, 35)
+    assert (signals["knee_pictures"], signals["pictures_per_s"]) == (4, pytest.approx(1000))
+    at.merger.left(held)
+    at.merger.left(held)  # whatever ends first
+    assert at.merger.signals()["backlog_pictures"] == 5
+    assert at.merger.signals()["offered_pictures"] == 35
+
+
+async def test_why_a_batch_was_sent_is_told() -> None:
+    at = Setup(merge_wait_s=0.01)
+    await at.merger.run([at.merger.arrived(chunk(*range(8)))])
+    waited = at.merger.arrived(chunk(1))
+    at.clock.advance(0.011)
+    await at.merger.run([waited])
+    await at.merger.run([at.merger.arrived(chunk(1, 2))])
+    assert at.metrics.reasons == [(8, "full"), (1, "deadline"), (2, "idle")]
+
+
+async def test_close_frees_the_engine(at: Setup) -> None:
+    await asyncio.to_thread(at.merger.close)
+    assert at.runtime.closed
+    assert at.merger._buffer.shape[1:] == SHAPE
