@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +20,13 @@ import numpy as np
 from serve_app.errors import DeadlineExceeded, InferenceFailed, NotReady, ServeError
 from serve_app.postprocess import rank
 from serve_app.queueing import AgeingQueue
+from serve_app.recent import RecentlySeen
 from serve_app.stages import refuse
 from serve_app.types import Chunk, ChunkScores, Picture, Pictures, Priority, Ranking
 
 logger = logging.getLogger(__name__)
+SEEN_S = 10.0
+"""Senders and classifiers that were not heard of for so long are gone."""
 Clock = Callable[[], float]
 
 
@@ -66,8 +70,10 @@ class Gatherer:
         classifier: where chunks go.
         shape: height, width, channels of every picture.
         max_chunk: most pictures in one chunk; fewer when the classifier says so.
-        max_in_flight: most chunks at the classifier at once.
+        max_in_flight: most chunks at once at each replica of the classifier, from all senders together. How many of
+            both there are shows in the answers; before the first, one of each is assumed.
         ageing_s: see `queueing.AgeingQueue`.
+        name: of this sender, for the classifier.
         clock: monotonic seconds, the same that deadlines are given in.
     """
 
@@ -79,17 +85,21 @@ class Gatherer:
         max_chunk: int,
         max_in_flight: int,
         ageing_s: float = 0.0,
+        name: str = "",
         clock: Clock = time.monotonic,
     ) -> None:
         self.max_chunk = max_chunk
         self._classifier = classifier
         self._largest_chunk = self._buffer_size = max_chunk
-        self._max_in_flight = max_in_flight
+        self._per_replica = self.most_in_flight = max_in_flight
+        self._replicas = RecentlySeen(SEEN_S, clock)
+        self._name = name
         self._clock = clock
         self._offered = 0
         self._waiting: AgeingQueue[_Waiting] = AgeingQueue(ageing_s, clock)
-        # One buffer per chunk in flight, allocated once: a free buffer is also the permission to send.
-        self._buffers: list[Pictures] = [np.empty((max_chunk, *shape), np.uint8) for _ in range(max_in_flight)]
+        # One buffer per chunk in flight, allocated when as many are for the first time, and used again from then on.
+        self._shape = (max_chunk, *shape)
+        self._buffers: list[Pictures] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -140,10 +150,11 @@ class Gatherer:
             await asyncio.wait(self._tasks)
 
     def _dispatch(self) -> None:
-        while self._buffers and (chunk := self._next_chunk()):
+        while len(self._tasks) < self.most_in_flight and (chunk := self._next_chunk()):
+            buffer = self._buffers.pop() if self._buffers else np.empty(self._shape, np.uint8)
             # In a context of its own: Serve keeps the current request in one, and would cancel a call made in it
             # together with that request, though the chunk carries other clients' pictures too.
-            run = self._run(chunk, self._buffers.pop())
+            run = self._run(chunk, buffer)
             task = asyncio.get_running_loop().create_task(run, context=contextvars.Context())
             self._tasks.add(task)
             task.add_done_callback(self._chunk_done)
@@ -165,8 +176,7 @@ class Gatherer:
         try:
             started_s = self._clock()
             scores = await self._classifier.classify(self._packed(chunk, buffer, started_s))
-            if scores.max_batch_size is not None:
-                self.max_chunk = min(scores.max_batch_size, self._largest_chunk)
+            self._adapt(scores)
             self._answer(chunk, scores, started_s)
         except ServeError as error:
             refuse((item.future for item in chunk), error)
@@ -187,9 +197,16 @@ class Gatherer:
         for slot, item in zip(pictures, chunk, strict=True):
             slot[:] = item.picture
         # Nothing waits unless all places in flight are taken, so each chunk there stands for its share of what does.
-        behind, offered, self._offered = len(self._waiting) / self._max_in_flight, self._offered, 0
+        behind, offered, self._offered = len(self._waiting) / self.most_in_flight, self._offered, 0
         remaining_s = np.array([item.deadline_s - now_s for item in chunk], np.float32)
-        return Chunk(pictures, remaining_s, behind, offered)
+        return Chunk(pictures, remaining_s, behind, offered, self._name)
+
+    def _adapt(self, scores: ChunkScores) -> None:
+        """To what the classifier takes at once, and to how many of its replicas there are for each sender."""
+        if scores.max_batch_size is not None:
+            self.max_chunk = min(scores.max_batch_size, self._largest_chunk)
+        replicas = self._replicas.saw(scores.replica)
+        self.most_in_flight = math.ceil(self._per_replica * replicas / scores.senders)
 
     def _answer(self, chunk: list[_Waiting], scores: ChunkScores, started_s: float) -> None:
         if scores.late is not None:

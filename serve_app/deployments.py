@@ -50,6 +50,11 @@ def _cpus() -> int:
     return max(1, min(round(float(cpus)), available_cores()))
 
 
+def _replica() -> str:
+    """A name of this replica that no other has."""
+    return str(serve.get_replica_context().replica_id.unique_id)
+
+
 def _number(setting: int | Auto, automatic: int) -> int:
     return automatic if setting == "auto" else setting
 
@@ -97,7 +102,7 @@ class Classifier:
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits constructors
         _log_beside_serve()
         self._batching = settings.batching
-        self._merger = Merger(await _open(settings), settings.batching, RayMetrics())
+        self._merger = Merger(await _open(settings), settings.batching, RayMetrics(), name=_replica())
         _counted.rule = self._merger.counted_size
         self._follow_plan()
 
@@ -198,6 +203,7 @@ def _split(classifier: RemoteClassifier, manifest: Manifest, settings: Settings)
         max_chunk=batching.max_batch_size,
         max_in_flight=batching.max_in_flight,
         ageing_s=ageing_s,
+        name=_replica(),
     )
     threads = _number(settings.preprocess.threads, _cpus())
     return Split(DecodePool(_decoder(settings, spec), threads, ageing_s=ageing_s), gatherer)

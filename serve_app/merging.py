@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.autoscaling.signals import BACKLOG, KNEE, OFFERED, RATE
+from serve_app.batching import SEEN_S
 from serve_app.engines import Engine, EngineThread
 from serve_app.metrics import Metrics
+from serve_app.recent import RecentlySeen
 from serve_app.settings import BatchingSettings
 from serve_app.tuning import Tuner
 from serve_app.types import Chunk, ChunkScores, Logits, Pictures, SentBecause
@@ -39,11 +41,18 @@ class Merger:
         engine: warmed up to its `max_batch_size`.
         batching: settings.
         metrics: told of each batch.
+        name: of this replica, for its senders.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, engine: Engine, batching: BatchingSettings, metrics: Metrics, clock: Clock = time.monotonic
+        self,
+        engine: Engine,
+        batching: BatchingSettings,
+        metrics: Metrics,
+        *,
+        name: str = "",
+        clock: Clock = time.monotonic,
     ) -> None:
         spec = engine.manifest.input
         self.engine = engine
@@ -53,6 +62,9 @@ class Merger:
         self._metrics = metrics
         self._clock = clock
         self._held: set[Arrived] = set()
+        self._name = name
+        self._senders = RecentlySeen(SEEN_S, clock)
+        self._sender_count = 1
         self._offered = 0
 
     def arrived(self, chunk: Chunk) -> Arrived:
@@ -60,6 +72,7 @@ class Merger:
         arrived = Arrived(chunk, self._clock())
         self._held.add(arrived)
         self._offered += chunk.offered_pictures
+        self._sender_count = self._senders.saw(chunk.sender)
         return arrived
 
     def left(self, arrived: Arrived) -> None:
@@ -101,6 +114,8 @@ class Merger:
                 len(late),
                 late=lost if lost.any() else None,
                 max_batch_size=self.tuner.plan.max_batch_size,
+                replica=self._name,
+                senders=self._sender_count,
             )
             for rows, lost in zip(np.split(logits, ends), np.split(late, ends), strict=True)
         ]

@@ -67,7 +67,8 @@ class BatchingSettings(_Section):
     max_batch_size: Annotated[int, Field(ge=1, le=512)] = 16
     """Largest batch, in pictures. Every size up to it is run once before a replica reports ready."""
     max_in_flight: Positive = 1
-    """Chunks a sender may have at the classifier at once; what is decoded meanwhile gathers into the next chunk."""
+    """Split placement: chunks that each classifier may have at once, from all senders together; what is decoded
+    meanwhile gathers into the next chunk."""
     merge_wait_s: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
     """Split placement: how long the classifier waits for chunks of other senders before it seals a batch; `auto`
     follows the measured time of one picture, at most 5 ms, and 0 where larger batches are not faster."""

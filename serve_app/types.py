@@ -54,12 +54,14 @@ class Chunk:
         remaining_s: float32 (n,), seconds each of them still has; not a time of day, since clocks differ.
         behind_pictures: this chunk's share of the pictures that wait at the sender because its chunks are in flight.
         offered_pictures: pictures that came to the sender since its last chunk, those it refused among them.
+        sender: names the replica it comes from.
     """
 
     pictures: Pictures
     remaining_s: NDArray[np.float32]
     behind_pictures: float = 0.0
     offered_pictures: int = 0
+    sender: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class ChunkScores:
         batch_size: how many pictures that batch had.
         late: bool (n,), pictures whose time was up before the engine ran; None where there were none.
         max_batch_size: most pictures the classifier takes at once at present, None where it does not say.
+        replica: names the classifier replica that ran it.
+        senders: how many senders that replica hears of late.
     """
 
     logits: Logits
@@ -79,6 +83,8 @@ class ChunkScores:
     batch_size: int
     late: NDArray[np.bool_] | None = None
     max_batch_size: int | None = None
+    replica: str = ""
+    senders: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ class FakeClassifier:
         self.sent: list[list[int]] = []
         self.late: np.ndarray | None = None
         self.max_batch_size: int | None = None
+        self.replicas = ["c1"]
+        self.senders = 1
 
     async def classify(self, chunk: Chunk) -> ChunkScores:
         self.chunks.append(len(chunk.pictures))
@@ -56,7 +58,9 @@ class FakeClassifier:
         await self.gate.wait()
         if self.errors:
             raise self.errors.pop(0)
-        return ChunkScores(scores_of(chunk.pictures), 1.5, len(chunk.pictures), self.late, self.max_batch_size)
+        scores = scores_of(chunk.pictures)
+        replica = self.replicas[len(self.chunks) % len(self.replicas)]
+        return ChunkScores(scores, 1.5, len(scores), self.late, self.max_batch_size, replica, self.senders)
 
 
 def split(

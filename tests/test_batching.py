@@ -214,3 +214,36 @@ async def test_interactive_pictures_leave_before_batch_ones() -> None:
     classifier.gate.set()
     await asyncio.gather(*answers)
     assert classifier.sent == [[0], [3, 4], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "senders", "most"), [(["a"], 1, 2), (["a", "b", "c"], 1, 6), (["a", "b", "c"], 4, 2), (["a"], 8, 1)]
+)
+async def test_as_many_chunks_are_out_as_the_classifiers_can_take_from_each_sender(
+    replicas: list[str], senders: int, most: int
+) -> None:
+    classifier = FakeClassifier()
+    classifier.replicas, classifier.senders = replicas, senders
+    sender = gatherer(classifier, max_in_flight=2, max_chunk=1)
+    for value in range(6):
+        await sender.submit(picture(value), 1, NEVER_S)
+    classifier.gate.clear()
+    answers = [asyncio.create_task(sender.submit(picture(value), 1, NEVER_S)) for value in range(20)]
+    await settle()
+    assert sender.in_flight == most
+    classifier.gate.set()
+    rows = [scored.ranking.class_ids[0] for scored in await asyncio.gather(*answers)]
+    assert rows == [value % 5 for value in range(20)]
+
+
+async def test_a_classifier_that_is_not_heard_of_any_more_is_not_counted() -> None:
+    classifier, clock = FakeClassifier(), FakeClock()
+    classifier.replicas = ["a", "b"]
+    sender = gatherer(classifier, clock, max_in_flight=1)
+    for _ in range(2):
+        await sender.submit(picture(1), 1, NEVER_S)
+    assert sender.most_in_flight == 2
+    classifier.replicas = ["b"]
+    clock.advance(11)
+    await sender.submit(picture(1), 1, NEVER_S)
+    assert sender.most_in_flight == 1

@@ -14,7 +14,7 @@ SERVE_APP = [
     ["errors", "types"],
     ["manifest", "settings", "metrics"],
     ["preprocess", "postprocess", "latency", "lint"],
-    ["runtime", "admission", "queueing", "tuning", "autoscaling", "stages", "batching", "split", "colocated"],
+    ["runtime", "admission", "queueing", "recent", "tuning", "autoscaling", "stages", "batching", "split", "colocated"],
     ["engines", "merging", "pipeline", "bodies"],
     ["deployments"],
     ["web", "ingress"],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,7 +46,9 @@ class Setup:
         self.runtime, self.metrics, self.clock = FakeRuntime(), NotingMetrics(), FakeClock()
         # A knee of 4: below it a picture costs more.
         engine = Engine(manifest(), (self.runtime,), LatencyTable.of({1: 2.0, 4: 4.0, 8: 8.0}), most)
-        self.merger = Merger(engine, BatchingSettings(max_batch_size=most, **batching), self.metrics, self.clock)
+        self.merger = Merger(
+            engine, BatchingSettings(max_batch_size=most, **batching), self.metrics, name="c1", clock=self.clock
+        )
 
 
 @pytest.fixture
@@ -133,3 +136,12 @@ async def test_close_frees_the_engine(at: Setup) -> None:
     await asyncio.to_thread(at.merger.close)
     assert at.runtime.closed
     assert at.merger._buffer.shape[1:] == SHAPE
+
+
+async def test_senders_are_told_which_replica_it_was_and_how_many_they_are(at: Setup) -> None:
+    for name in ("p1", "p2", "p1"):
+        [scores] = await at.merger.run([at.merger.arrived(replace(chunk(1), sender=name))])
+    assert (scores.replica, scores.senders) == ("c1", 2)
+    at.clock.advance(11)
+    [scores] = await at.merger.run([at.merger.arrived(replace(chunk(1), sender="p1"))])
+    assert scores.senders == 1
