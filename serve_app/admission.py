@@ -173,27 +173,34 @@ class Admission:
         before = self._queued["interactive"] if priority == "interactive" else self.queued_pictures
         return (before + more_pictures) / self._rate.per_s
 
+    def check_wait(self, priority: Priority, pictures: int = 1) -> None:
+        """Refuses what would wait too long: before its body is read, and once its pictures are counted.
+
+        Raises:
+            Overloaded: what is before it takes longer than `max_wait_ms`.
+        """
+        ahead_s, bound_s = self.estimated_wait_s(priority), self._bound_s(priority)
+        if ahead_s > bound_s:
+            message = f"{ahead_s:.1f} s of pictures are waiting, at most {bound_s:g} s may; try again later"
+            raise self._refusal(message, pictures, ahead_s - bound_s)
+
     def take_bytes(self, count: int) -> None:
         """See `Ticket.add_bytes`."""
         self._take_bytes(count, pictures=1)
 
     def take_pictures(self, count: int, timeout_s: float, priority: Priority) -> int:
         """See `Ticket.add_pictures`; returns the bytes counted in."""
-        ahead_s = self.estimated_wait_s(priority)
-        bound_s = self._limits.max_wait_ms / 1e3 * (BATCH_SHARE if priority == "batch" else 1.0)
         over = self.queued_pictures + count - self._limits.max_queued_pictures
         if over > 0:
             raise self._refusal("too many pictures are waiting; try again later", count, over / self._rate.per_s)
-        if ahead_s > bound_s:
-            message = f"{ahead_s:.1f} s of pictures are waiting, at most {bound_s:g} s may; try again later"
-            raise self._refusal(message, count, ahead_s - bound_s)
-        done_s = self.estimated_wait_s(priority, count)
+        self.check_wait(priority, count)
+        ahead_s, done_s = self.estimated_wait_s(priority), self.estimated_wait_s(priority, count)
         if ahead_s > 0 and done_s > timeout_s:
             message = f"an answer would take about {done_s:.1f} s, longer than this request's time; try again later"
             raise self._refusal(message, count, done_s - timeout_s)
         decoded_bytes = count * self._picture_bytes
         self._take_bytes(decoded_bytes, count)
-        if ahead_s < bound_s / 2:
+        if ahead_s < self._bound_s(priority) / 2:
             self._promises.forget()
         self._queued[priority] += count
         return decoded_bytes
@@ -203,6 +210,9 @@ class Admission:
         self.queued_bytes -= held_bytes
         if answered and pictures:
             self._rate.finished(pictures, still_queued=self.queued_pictures)
+
+    def _bound_s(self, priority: Priority) -> float:
+        return self._limits.max_wait_ms / 1e3 * (BATCH_SHARE if priority == "batch" else 1.0)
 
     def _take_bytes(self, count: int, pictures: int) -> None:
         if self.queued_bytes + count > self._limits.max_queued_bytes:

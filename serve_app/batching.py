@@ -206,7 +206,10 @@ class Gatherer:
         if scores.max_batch_size is not None:
             self.max_chunk = min(scores.max_batch_size, self._largest_chunk)
         replicas = self._replicas.saw(scores.replica)
-        self.most_in_flight = math.ceil(self._per_replica * replicas / scores.senders)
+        most = math.ceil(self._per_replica * replicas / scores.senders)
+        if most != self.most_in_flight:
+            self.most_in_flight = most
+            logger.info("%d classifier(s) for %d sender(s): up to %d chunk(s) at once", replicas, scores.senders, most)
 
     def _answer(self, chunk: list[_Waiting], scores: ChunkScores, started_s: float) -> None:
         if scores.late is not None:

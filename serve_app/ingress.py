@@ -142,7 +142,9 @@ class _Predict:
         _check_model(query.get("model"), manifest)
         k = _whole_number(query.get("top_k"), "top_k") or min(DEFAULT_TOP_K, manifest.num_classes)
         deadline_s = pipeline.deadline_s(_whole_number(headers.get(TIMEOUT_HEADER), TIMEOUT_HEADER))
-        with pipeline.admission.ticket(_priority(headers.get(PRIORITY_HEADER))) as ticket:
+        priority = _priority(headers.get(PRIORITY_HEADER))
+        pipeline.admission.check_wait(priority)  # a flood is refused without reading its pictures
+        with pipeline.admission.ticket(priority) as ticket:
             upload = await read_upload(headers, _pieces(receive), pipeline.settings.limits, ticket)
             outcomes = await pipeline.classify(upload.bodies, k, deadline_s, ticket)
             about = _about(manifest)
