@@ -160,7 +160,7 @@ class ScheduledFloor(_Section):
 class ScalingGoal(_Section):
     """What the autoscaling policies aim for: their `policy_kwargs`, per stage."""
 
-    utilization: Annotated[float, Field(gt=0, le=1)] = 0.75
+    utilization: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of a replica's measured rate that arrivals may fill; the rest is for bursts."""
     drain_s: Annotated[float, Field(gt=0)] = 5.0
     """A backlog is to be gone so long after the replicas asked for are up."""
@@ -176,6 +176,8 @@ class ScalingGoal(_Section):
     """Replicas go only if arrivals could grow by this share without their being asked for again."""
     stale_after_s: Annotated[float, Field(gt=0)] = 10.0
     """Reports older than this tell nothing."""
+    log_every_s: Seconds = 60.0
+    """A decision that does not change is logged again after so long."""
     floors: tuple[ScheduledFloor, ...] = ()
     """Scheduled minima."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
 logger = logging.getLogger("ray.serve")  # the controller's own log
-REPEAT_S = 60.0
-"""A decision that does not change is logged this often."""
-
-Tell = Callable[["AutoscalingContext", Decision], None]
-
 
 class StagePolicy:
     """Scales one deployment by what its own replicas report (`signals`).
@@ -49,7 +44,7 @@ class StagePolicy:
             if self._goal is None:
                 return ctx.target_num_replicas, {}
             decision = stage_decision(ctx, self._goal)
-            self._tell(ctx, decision)
+            self._tell(ctx, decision, self._goal.log_every_s)
             return decision.replicas, decision.memory.as_dict()
         except Exception:
             logger.exception("the autoscaling policy failed; %s keeps its replicas", ctx.deployment_name)
@@ -97,7 +92,7 @@ class PipelinePolicy:
                 if behind_is_full and decision.replicas > ctx.target_num_replicas:
                     decision = held(decision, ctx)
                 behind_is_full = is_full(decision, ctx, goal)
-                self._tell(ctx, decision)
+                self._tell(ctx, decision, goal.log_every_s)
                 counts[ident], states[ident] = decision.replicas, decision.memory.as_dict()
             except Exception:
                 logger.exception("the autoscaling policy failed; %s keeps its replicas", ctx.deployment_name)
@@ -165,11 +160,11 @@ class Announcer:
         self._told: dict[str, tuple[float, int, str]] = {}
         self._gauges: dict[str, Any] = {}
 
-    def __call__(self, ctx: AutoscalingContext, decision: Decision) -> None:
+    def __call__(self, ctx: AutoscalingContext, decision: Decision, log_every_s: float) -> None:
         self._measure(ctx, decision)
         now_s = ctx.current_time or 0.0
-        told_s, count, reason = self._told.get(ctx.deployment_name, (-REPEAT_S, -1, ""))
-        if (count, reason) == (decision.replicas, decision.reason) and now_s - told_s < REPEAT_S:
+        told_s, count, reason = self._told.get(ctx.deployment_name, (0.0, -1, ""))
+        if (count, reason) == (decision.replicas, decision.reason) and now_s - told_s < log_every_s:
             return
         self._told[ctx.deployment_name] = (now_s, decision.replicas, decision.reason)
         logger.info("autoscaling %s", json.dumps(explained(ctx, decision)))

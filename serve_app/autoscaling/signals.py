@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -21,8 +22,10 @@ Reports: TypeAlias = Mapping[str, Mapping[str, Series]]
 """Signal -> replica -> its values."""
 
 WINDOWS_S = (1.0, 2.0, 5.0)
-ENOUGH_ARRIVALS = 50
-"""A rate is read from the shortest window that holds this many arrivals (a random stream is known to 14 % then)."""
+"""Shorter looks at the arrivals than all that is known of them."""
+SURPRISE = 4.0
+"""Standard deviations by which a shorter look must exceed the long one to count. Arrivals come in lumps, a chunk or a
+request of several pictures at a time, so three would be exceeded by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +77,26 @@ def _latest(of_replicas: Mapping[str, Series], replicas: Sequence[str]) -> list[
 
 
 def _arrivals_per_s(counters: Sequence[Series]) -> float:
-    """Of all replicas, over the shortest window that is long enough for the rate it finds."""
+    """Of all replicas: over all that is known, or lately, where that is more than chance explains.
+
+    A random stream of n arrivals is known to sqrt(n). Without this, a rate of 100/s read over a second would ask for
+    a replica in ten more than are needed now and then, and each would stay for a while.
+    """
     if not counters:
         return 0.0
     longest_s = max(series[-1][0] - series[0][0] for series in counters)
-    windows_s = [window_s for window_s in WINDOWS_S if window_s < longest_s] + [longest_s]
-    for window_s in windows_s:
+    if longest_s <= 0:
+        return 0.0
+    known = sum(_increase(series, longest_s) for series in counters)
+    if longest_s < WINDOWS_S[1]:  # the first look of all: what it shows for certain, more or less
+        return max(0.0, known - math.sqrt(known)) / longest_s
+    steady_per_s = known / longest_s
+    for window_s in WINDOWS_S:
         arrivals = sum(_increase(series, window_s) for series in counters)
-        if arrivals >= ENOUGH_ARRIVALS:
-            break
-    return arrivals / window_s if window_s > 0 else 0.0
+        surprise = arrivals - steady_per_s * window_s
+        if window_s < longest_s and surprise > SURPRISE * math.sqrt(max(arrivals, 1.0)):
+            return arrivals / window_s
+    return steady_per_s
 
 
 def _increase(series: Series, window_s: float) -> float:

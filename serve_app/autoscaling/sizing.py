@@ -142,10 +142,10 @@ def demand(load: StageLoad, running: int, goal: ScalingGoal, start_up_s: float) 
 
 
 def backlogged(load: StageLoad | None, running: int, goal: ScalingGoal) -> bool:
-    """Whether what waits is more than the replicas that run work off in the drain time."""
-    return load is not None and load.backlog_pictures > running * max(
-        load.pictures_per_s * goal.drain_s, load.knee_pictures
-    )
+    """Whether what waits is more than the replicas that run should have: the work of the drain time, or half of what
+    is refused, since a backlog never grows beyond that."""
+    most_s = min(goal.drain_s, goal.max_wait_s / 2)
+    return load is not None and load.backlog_pictures > running * max(load.pictures_per_s * most_s, load.knee_pictures)
 
 
 def _remember(memory: Memory, wish: int, goal: ScalingGoal, now_s: float) -> Memory:
