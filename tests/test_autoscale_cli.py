@@ -106,7 +106,7 @@ def test_a_profile_is_read(path: Path) -> None:
         (None, "objectives_s", 1.0, "objectives_s: unknown key"),
         ("decode", "max_batch", 4, "decode.max_batch: unknown key"),
         ("classify", "latency_ms", {}, "classify.latency_ms: "),
-        ("classify", "min_replicas", 17, "classify: min_replicas is above max_replicas"),
+        ("classify", "min_replicas", 33, "classify: min_replicas is above max_replicas"),
         ("classify", "goal", {"utilisation": 0.5}, "classify.goal.utilisation: unknown key"),
     ],
 )
