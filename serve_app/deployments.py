@@ -38,8 +38,10 @@ _GONE = (ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedErro
 
 def _log_beside_serve() -> None:
     """Our lines go where Serve's go. Serve's own logger may be quieter: it makes a record of every request, also when
-    access logs are off, and a record costs as much as an answer's encoding."""
-    logger.handlers = logging.getLogger("ray.serve").handlers
+    access logs are off, and a record costs as much as an answer's encoding. Nor do ours wait in the buffer in which
+    throughput mode keeps a thousand records: they are few, and wanted when they are written."""
+    handlers = logging.getLogger("ray.serve").handlers
+    logger.handlers = [getattr(handler, "target", None) or handler for handler in handlers]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 

@@ -138,17 +138,37 @@ class ScheduledFloor(_Section):
     """Time of day from which it no longer holds; before `start` means on the next day."""
     min_replicas: Positive
     """At least so many, if max_replicas allows."""
-    days: tuple[Day, ...] = DAYS
+    days: Annotated[tuple[Day, ...], Field(min_length=1)] = DAYS
     """On which it begins."""
     timezone: str = "UTC"
     """Of `start` and `end`, such as Europe/Berlin."""
+
+    @field_validator("start", "end", mode="before")
+    @classmethod
+    def _no_number(cls, value: object) -> object:
+        if isinstance(value, int | float):
+            raise ValueError('a number, which is how YAML reads 18:00; write it in quotes, as "18:00"')
+        return value
+
+    @field_validator("start", "end")
+    @classmethod
+    def _no_zone(cls, value: time) -> time:
+        if value.tzinfo is not None:
+            raise ValueError("has a time zone of its own; give it as timezone")
+        return value
+
+    @model_validator(mode="after")
+    def _holds_at_times(self) -> ScheduledFloor:
+        if self.start == self.end:
+            raise ValueError("start is end, so it never holds; end it later, or raise min_replicas of the deployment")
+        return self
 
     @field_validator("timezone")
     @classmethod
     def _known(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError):
+        except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError(f"no time zone {name!r}; write one such as Europe/Berlin") from None
         return name
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from serve_app.launch import FAST_INGRESS_ENV as FAST
+from serve_app.launch import FAST_INGRESS_ENV
 from serve_app.lint import Finding, lint_config
+
+FAST = FAST_INGRESS_ENV
 
 VALID: dict[str, Any] = {
     "proxy_location": "EveryNode",
@@ -21,7 +23,6 @@ VALID: dict[str, Any] = {
             "import_path": "serve_app.app:build",
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}},
             "args": {"placement": "split", "batching": {"max_batch_size": 16}},
-            "autoscaling_policy": {"policy_function": "ray.serve.autoscaling_policy:default_autoscaling_policy"},
             "deployments": [
                 {
                     "name": "Preprocessor",
@@ -73,6 +74,10 @@ def changed(path: str, value: object, base: dict[str, Any] = VALID) -> dict[str,
     else:
         here[last] = value
     return config
+
+
+WITHOUT_POLICY = changed(f"{CLASSIFIER}.autoscaling_config.policy", None)
+"""Ray's own policy scales both deployments."""
 
 
 def only(findings: list[Finding]) -> Finding:

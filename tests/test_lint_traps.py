@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serve_app.lint import lint_config
-from tests.lint_helpers import APPLICATION, CLASSIFIER, FAST, PREPROCESSOR, VALID, changed, found, only
+from tests.lint_helpers import APPLICATION, CLASSIFIER, FAST, PREPROCESSOR, VALID, WITHOUT_POLICY, changed, found, only
 
 
 @pytest.mark.parametrize(("value", "trapped"), [(1, True), (2, False)])
@@ -19,7 +19,7 @@ def test_trap_2_a_chunk_must_be_able_to_wait_at_the_classifier(value: int, trapp
     ("most", "target", "trapped"), [(8, 9, True), (8, 8, False), (None, 6, True), (None, 5, False)]
 )
 def test_trap_2_a_target_above_the_maximum_never_scales(most: int | None, target: int, trapped: bool) -> None:
-    config = changed(f"{CLASSIFIER}.max_ongoing_requests", most)
+    config = changed(f"{CLASSIFIER}.max_ongoing_requests", most, WITHOUT_POLICY)
     findings = lint_config(changed(f"{CLASSIFIER}.autoscaling_config.target_ongoing_requests", target, config), FAST)
     assert bool(findings) == trapped
     if trapped:
@@ -44,14 +44,25 @@ def test_trap_3_the_window_must_hold_reports(interval: float | None, period: flo
     [(PREPROCESSOR, 15, True), (PREPROCESSOR, 16, False), (CLASSIFIER, 1, True), (CLASSIFIER, 2, False)],
 )
 def test_trap_3_the_target_must_let_a_batch_fill(deployment: str, target: int, trapped: bool) -> None:
-    config = changed(f"{CLASSIFIER}.autoscaling_config.policy", None)
     path = f"{deployment}.autoscaling_config.target_ongoing_requests"
-    findings = lint_config(changed(path, target, config), FAST)
+    findings = lint_config(changed(path, target, WITHOUT_POLICY), FAST)
     assert [(finding.severity, finding.path) for finding in findings] == ([("warning", path)] if trapped else [])
 
 
-def test_trap_3_a_target_that_a_policy_does_not_use_is_free() -> None:
-    assert lint_config(changed(f"{CLASSIFIER}.autoscaling_config.target_ongoing_requests", 1), FAST) == []
+@pytest.mark.parametrize("target", [1, 9])
+def test_trap_3_a_target_that_a_policy_does_not_use_is_free(target: int) -> None:
+    path = f"{CLASSIFIER}.autoscaling_config.target_ongoing_requests"
+    assert lint_config(changed(path, target), FAST) == []
+    above = changed(f"{APPLICATION}.autoscaling_policy.policy_function", "json:dumps", WITHOUT_POLICY)
+    assert lint_config(changed(path, target, above), FAST) == []
+
+
+@pytest.mark.parametrize("separator", ".:")
+def test_trap_3_rays_own_policy_uses_it_also_where_it_is_named(separator: str) -> None:
+    name = f"ray.serve.autoscaling_policy{separator}default_autoscaling_policy"
+    config = changed(f"{CLASSIFIER}.autoscaling_config.policy.policy_function", name)
+    path = f"{CLASSIFIER}.autoscaling_config.target_ongoing_requests"
+    assert only(lint_config(changed(path, 1, config), FAST)).path == path
 
 
 @pytest.mark.parametrize(
@@ -161,7 +172,7 @@ def test_trap_6_requests_longer_than_a_reload(timeout_ms: int, env: dict[str, st
     ],
 )
 def test_trap_7_a_policy_that_does_not_load(at: str, name: str, problem: str) -> None:
-    finding = found(f"{at}.policy_function", name)
+    finding = only(lint_config(changed(f"{at}.policy_function", name, WITHOUT_POLICY), FAST))
     assert (finding.severity, finding.path) == ("error", f"{at}.policy_function")
     assert problem in finding.message
 

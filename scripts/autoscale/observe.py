@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from typing import Any
 
 import psutil
 
-SAMPLE_S = 0.2
+ROOT = Path(__file__).parents[2]
 _STAMP = re.compile(r"^\w+ (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) ")
 _DECISION = re.compile(r"autoscaling (\{.*\})$")
 _SENDING = re.compile(r"(\d+) classifier\(s\) for")
@@ -78,41 +80,34 @@ def cluster_below(pid: int) -> Cluster:
 
 @contextmanager
 def watching(cluster: Cluster, application: str) -> Iterator[Observed]:
-    """Samples the replicas while the block runs; decisions are read from the logs at its end."""
-    import ray
+    """Samples the replicas while the block runs; decisions are read from the logs at its end.
 
-    seen, over, began_s = Observed(), threading.Event(), time.time()
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a Ray of its own has; its token is in the home folder
-    ray.init(address=cluster.address, namespace="serve", log_to_driver=False, logging_level="ERROR")
-    thread = threading.Thread(target=_sample, args=(seen, over, application))
-    thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        thread.join()
-        ray.shutdown()
+    Raises:
+        LookupError: the cluster cannot be asked.
+    """
+    seen, began_s = Observed(), time.time()
+    command = [sys.executable, "-m", "scripts.autoscale.sampler", cluster.address, application]
+    # What a Ray of its own has; its token is in the home folder.
+    env = {**os.environ, "RAY_AUTH_MODE": "token"}
+    with tempfile.TemporaryFile("w+") as samples:
+        sampler = subprocess.Popen(command, cwd=ROOT, env=env, stdout=samples, stderr=subprocess.DEVNULL)
+        try:
+            yield seen
+        finally:
+            ended = sampler.poll()
+            sampler.kill()
+            sampler.wait()
+        if ended is not None:
+            raise LookupError(f"the Ray at {cluster.address} could not be asked: the sampler ended with {ended}")
+        samples.seek(0)
+        # The last line may have been cut off.
+        seen.samples = [Sample(*json.loads(line)) for line in samples if line.endswith("\n")]
     logs = cluster.session / "logs" / "serve"
     for path in logs.glob("controller_*.log"):
         seen.decisions += [Told(at_s, json.loads(text)) for at_s, text in _lines(path, _DECISION, began_s)]
     for path in logs.glob("replica_*Preprocessor*.log"):
         lines = _lines(path, _SENDING, began_s)
         seen.classifiers += [Told(at_s, {"log": path.name, "classifiers": int(text)}) for at_s, text in lines]
-
-
-def _sample(seen: Observed, over: threading.Event, application: str) -> None:
-    from ray import serve
-
-    while not over.wait(SAMPLE_S):
-        deployments = serve.status().applications[application].deployments
-        states = {name: dict(one.replica_states) for name, one in deployments.items()}
-        seen.samples.append(
-            Sample(
-                time.time(),
-                {name: state.get("RUNNING", 0) for name, state in states.items()},
-                {name: state.get("STARTING", 0) for name, state in states.items()},
-            )
-        )
 
 
 def _lines(path: Path, pattern: re.Pattern[str], since_s: float) -> Iterator[tuple[float, str]]:

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
 logger = logging.getLogger("ray.serve")  # the controller's own log
+
 
 class StagePolicy:
     """Scales one deployment by what its own replicas report (`signals`).
@@ -65,13 +67,19 @@ class PipelinePolicy:
         stages: Mapping[str, Mapping[str, Any]] | None = None,
         **others: Any,
     ) -> None:
+        wrong = [f"policy_kwargs.{name}: unknown key" for name in others]
+        if not isinstance(order, list | tuple) or not all(isinstance(name, str) for name in order):
+            wrong.append("policy_kwargs.order: not a list of deployments")
+            order = ()
+        given = {} if stages is None else stages
+        if not isinstance(given, Mapping):
+            wrong.append("policy_kwargs.stages: not a mapping")
+            given = {}
         self._order = tuple(order)
-        given = dict(stages or {})
-        unknown = [f"policy_kwargs.{name}: unknown key" for name in others]
-        unknown += [f"policy_kwargs.stages.{name}: no such stage in order" for name in given if name not in order]
-        for line in unknown:
+        wrong += [f"policy_kwargs.stages.{name}: no such stage in order" for name in given if name not in order]
+        for line in wrong:
             logger.error("autoscaling is off: %s", line)
-        self._goals = {name: None if unknown else _goal_or_none(given.get(name, {})) for name in self._order}
+        self._goals = {name: None if wrong else _goal_or_none(given.get(name, {})) for name in self._order}
         self._tell = Announcer()
 
     def __call__(
@@ -88,9 +96,7 @@ class PipelinePolicy:
                 goal = self._goals.get(ctx.deployment_name)
                 if goal is None:
                     continue
-                decision = stage_decision(ctx, goal)
-                if behind_is_full and decision.replicas > ctx.target_num_replicas:
-                    decision = held(decision, ctx)
+                decision = stage_decision(ctx, goal, hold=behind_is_full)
                 behind_is_full = is_full(decision, ctx, goal)
                 self._tell(ctx, decision, goal.log_every_s)
                 counts[ident], states[ident] = decision.replicas, decision.memory.as_dict()
@@ -99,8 +105,9 @@ class PipelinePolicy:
         return counts, states
 
 
-def stage_decision(ctx: AutoscalingContext, goal: ScalingGoal) -> Decision:
-    """What `ctx` tells of a deployment, and the decision for it."""
+def stage_decision(ctx: AutoscalingContext, goal: ScalingGoal, hold: bool = False) -> Decision:
+    """What `ctx` tells of a deployment, and the decision for it; with `hold`, what it has and its minima are the most:
+    a growth would only lengthen the queue of the stage behind."""
     now_s = ctx.current_time if ctx.current_time is not None else time.time()
     replicas = Replicas(
         running=ctx.current_num_replicas,
@@ -111,21 +118,14 @@ def stage_decision(ctx: AutoscalingContext, goal: ScalingGoal) -> Decision:
     memory = Memory.of(ctx.policy_state or {})
     # Asked for ahead of their hour, so that they serve when it begins.
     start_up_s = goal.start_up_s if memory.start_up_s is None else memory.start_up_s
-    floor = scheduled_minimum(goal.floors, datetime.fromtimestamp(now_s, UTC) + timedelta(seconds=start_up_s))
+    now = datetime.fromtimestamp(now_s, UTC)
+    floor = max(scheduled_minimum(goal.floors, at) for at in (now, now + timedelta(seconds=start_up_s)))
+    if hold:
+        most = max(replicas.target, replicas.minimum, floor)
+        replicas = replace(replicas, maximum=min(replicas.maximum, most))
     load = stage_load(reports(ctx.raw_metrics or {}), now_s, goal.stale_after_s)
-    return decide(load, replicas, goal, memory, now_s, floor)
-
-
-def held(decision: Decision, ctx: AutoscalingContext) -> Decision:
-    """A growth that would only lengthen the queue of the stage behind."""
-    return Decision(
-        ctx.target_num_replicas,
-        "held",
-        decision.needed,
-        decision.load,
-        decision.start_up_s,
-        Memory.of(ctx.policy_state or {}),
-    )
+    decision = decide(load, replicas, goal, memory, now_s, floor)
+    return replace(decision, reason="held") if hold and decision.reason == "maximum" else decision
 
 
 def is_full(decision: Decision, ctx: AutoscalingContext, goal: ScalingGoal) -> bool:
@@ -147,6 +147,8 @@ def reports(raw_metrics: Mapping[str, Mapping[Any, Any]]) -> Reports:
 
 def _goal_or_none(fields: Mapping[str, Any]) -> ScalingGoal | None:
     try:
+        if not isinstance(fields, Mapping):
+            raise ConfigError("policy_kwargs: a goal is a mapping")
         return parse_goal(fields)
     except ConfigError as error:
         logger.error("autoscaling is off: %s", error)
@@ -161,6 +163,12 @@ class Announcer:
         self._gauges: dict[str, Any] = {}
 
     def __call__(self, ctx: AutoscalingContext, decision: Decision, log_every_s: float) -> None:
+        try:
+            self._say(ctx, decision, log_every_s)
+        except Exception:  # what is decided is done, whether or not it can be told
+            logger.exception("the decision on %s could not be told", ctx.deployment_name)
+
+    def _say(self, ctx: AutoscalingContext, decision: Decision, log_every_s: float) -> None:
         self._measure(ctx, decision)
         now_s = ctx.current_time or 0.0
         told_s, count, reason = self._told.get(ctx.deployment_name, (0.0, -1, ""))

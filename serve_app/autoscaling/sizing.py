@@ -105,18 +105,23 @@ def decide(
     least = min(max(replicas.minimum, floor), replicas.maximum)
     if load is None:
         kept = min(max(replicas.target, least), replicas.maximum)
-        reason: Reason = "no_data" if kept == replicas.target else ("schedule" if floor >= kept else "minimum")
+        reason: Reason = "no_data"
+        if kept > replicas.target:
+            reason = "schedule" if floor >= kept > replicas.minimum else "minimum"
+        elif kept < replicas.target:
+            reason = "maximum"
         return Decision(kept, reason, start_up_s=start_up_s, memory=_grown(memory, replicas, kept, now_s))
     arrivals, backlog = demand(load, replicas.running, goal, start_up_s)
-    wish = math.ceil(arrivals + backlog - 1e-9)
+    most = replicas.maximum + 1.0  # a whole number can be made of it, whatever the load
+    wish = math.ceil(min(arrivals + backlog, most) - 1e-9)
+    kept = math.ceil(min(arrivals * (1 + goal.slack) + backlog, most) - 1e-9)
+    memory = _remember(memory, min(kept, replicas.target), goal, now_s)
     count, reason = wish, "arrivals"
     if wish > replicas.target:
         reason = "backlog" if backlog > arrivals else "arrivals"
     elif wish == replicas.target:
         reason = "enough"
     if wish <= replicas.target:
-        kept = math.ceil(arrivals * (1 + goal.slack) + backlog - 1e-9)
-        memory = _remember(memory, min(kept, replicas.target), goal, now_s)
         count = _recent_most(memory, replicas.target, goal, now_s)
         reason = "keeping" if count > wish else reason
     bounded = min(max(count, least), replicas.maximum)
@@ -149,6 +154,8 @@ def backlogged(load: StageLoad | None, running: int, goal: ScalingGoal) -> bool:
 
 
 def _remember(memory: Memory, wish: int, goal: ScalingGoal, now_s: float) -> Memory:
+    if memory.wishes and now_s - memory.wishes[-1][0] > goal.stale_after_s:
+        memory = replace(memory, wishes=(), since_s=None)  # nobody knows what was needed meanwhile
     oldest_s = now_s - max(goal.keep_s, goal.keep_last_s)
     wishes = [(at_s, count) for at_s, count in memory.wishes if at_s >= oldest_s and count > wish]
     return replace(
@@ -185,8 +192,8 @@ def _start_up_seen(memory: Memory, replicas: Replicas, now_s: float) -> Memory:
     asked_s, count = memory.asked
     if now_s - asked_s > MAX_START_UP_S:
         return replace(memory, asked=None)
-    if replicas.running < min(count, replicas.target):
+    if replicas.running < count:
         return memory
-    seen_s = now_s - asked_s
+    seen_s = max(0.0, now_s - asked_s)
     mean_s = seen_s if memory.start_up_s is None else memory.start_up_s + 0.3 * (seen_s - memory.start_up_s)
     return replace(memory, asked=None, start_up_s=mean_s)

@@ -12,14 +12,17 @@ from serve_app.errors import ConfigError
 from serve_app.lint.finding import Finding, Findings, env_vars, items, section
 from serve_app.lint.keys import ray_models, refused_by, unknown_keys, without_policies
 from serve_app.lint.load import load_config
+from serve_app.lint.scaling import has_policy, scaling_policies
 from serve_app.lint.traps import (
     any_deployment,
     chunks,
     cluster_variables,
+    deployments_of,
     environment,
     long_requests,
     our_deployment,
     policy_loads,
+    request_target,
 )
 from serve_app.settings import Settings, parse_settings
 
@@ -57,6 +60,9 @@ def _application(application: Mapping[str, Any], at: str, env: Mapping[str, str]
         yield from any_deployment(deployment, path, ray_config)
         if ours:
             yield from our_deployment(deployment, path, env, settings)
+            if not has_policy(application, "autoscaling_policy"):
+                yield from request_target(deployment, path, settings)
+    yield from scaling_policies(application, at, deployments_of(settings) if ours else None)
     if settings is not None:
         yield from chunks(settings, dict(env) | env_vars(application), f"{at}.args.batching.max_batch_size")
         yield from long_requests(settings.limits.max_timeout_ms, env, f"{at}.args.limits.max_timeout_ms")

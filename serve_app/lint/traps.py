@@ -8,6 +8,7 @@ from typing import Any
 
 from serve_app.lint.finding import Finding, Findings, env_vars, is_on, number, section
 from serve_app.lint.keys import but_policy, refused_by
+from serve_app.lint.scaling import has_policy
 from serve_app.manifest import InputSpec
 from serve_app.settings import Settings, nearest_key
 
@@ -64,13 +65,17 @@ def any_deployment(deployment: Mapping[str, Any], at: str, ray_config: Any) -> F
         )
 
 
+def deployments_of(settings: Settings | None) -> list[str]:
+    """Of this service; both where nobody knows."""
+    return ["Preprocessor"] if settings and settings.placement == "colocated" else ["Preprocessor", "Classifier"]
+
+
 def our_deployment(
     deployment: Mapping[str, Any], at: str, env: Mapping[str, str], settings: Settings | None
 ) -> Findings:
     """What is wrong with a deployment of this service; units are requests (Preprocessor) and chunks (Classifier)."""
     name = str(deployment.get("name"))
-    placement = settings.placement if settings else "split"
-    names = ["Preprocessor", "Classifier"] if placement == "split" else ["Preprocessor"]
+    names = deployments_of(settings)
     if name not in names:
         hint = "; the Classifier exists with args.placement: split only" if name == "Classifier" else ""
         yield Finding("error", f"{at}.name", f"no deployment {name!r}{hint}; {nearest_key(name, names)}")
@@ -82,9 +87,32 @@ def our_deployment(
         )
     if name == "Preprocessor" and is_on(env, "RAY_SERVE_ENABLE_HA_PROXY"):
         yield from _ingress(deployment, at, most)
-    scaling = section(deployment, "autoscaling_config")
-    if scaling or deployment.get("num_replicas") == "auto":
-        yield from _target(name, scaling, at, most, settings)
+
+
+def request_target(deployment: Mapping[str, Any], at: str, settings: Settings | None) -> Findings:
+    """What Ray's own policy goes by; any other has a measure of its own."""
+    name, scaling = str(deployment.get("name")), section(deployment, "autoscaling_config")
+    is_scaled = bool(scaling) or deployment.get("num_replicas") == "auto"
+    if name not in deployments_of(settings) or not is_scaled or has_policy(scaling, "policy"):
+        return
+    path = f"{at}.autoscaling_config.target_ongoing_requests"
+    most = number(deployment, "max_ongoing_requests", DEFAULT_MAX_ONGOING[name])
+    target = number(scaling, "target_ongoing_requests", DEFAULT_TARGET_ONGOING)
+    if target > most:
+        yield Finding(
+            "error",
+            path,
+            f"{target:g} is above max_ongoing_requests ({most:g}), so replicas are never added; lower it or raise that",
+        )
+    elif settings is not None:
+        least = settings.batching.max_batch_size if name == "Preprocessor" else 2
+        unit = "requests, one full chunk" if name == "Preprocessor" else "chunks, one classified and one forming"
+        if target < least:
+            yield Finding(
+                "warning",
+                path,
+                f"{target:g} adds replicas before a batch can fill; set it to at least {least} ({unit})",
+            )
 
 
 def policy_loads(policy: object, at: str) -> Findings:
@@ -150,26 +178,6 @@ def _ingress(deployment: Mapping[str, Any], at: str, most: float) -> Findings:
             f"{at}.request_router_config.request_router_class",
             "HAProxy routes to the ingress, and Ray rejects a router of its own there; remove it",
         )
-
-
-def _target(name: str, scaling: Mapping[str, Any], at: str, most: float, settings: Settings | None) -> Findings:
-    path = f"{at}.autoscaling_config.target_ongoing_requests"
-    target = number(scaling, "target_ongoing_requests", DEFAULT_TARGET_ONGOING)
-    if target > most:
-        yield Finding(
-            "error",
-            path,
-            f"{target:g} is above max_ongoing_requests ({most:g}), so replicas are never added; lower it or raise that",
-        )
-    elif settings is not None and not scaling.get("policy"):
-        least = settings.batching.max_batch_size if name == "Preprocessor" else 2
-        unit = "requests, one full chunk" if name == "Preprocessor" else "chunks, one classified and one forming"
-        if target < least:
-            yield Finding(
-                "warning",
-                path,
-                f"{target:g} adds replicas before a batch can fill; set it to at least {least} ({unit})",
-            )
 
 
 def _import_problem(name: str) -> str | None:
