@@ -65,8 +65,7 @@ def test_an_unknown_key_in_a_list_of_actors() -> None:
 
 
 def test_free_form_sections_are_not_searched_for_keys() -> None:
-    config = changed(f"{PREPROCESSOR}.user_config", {"anything": 1})
-    config = changed(f"{PREPROCESSOR}.ray_actor_options.resources", {"anything": 1}, config)
+    config = changed(f"{PREPROCESSOR}.ray_actor_options.resources", {"anything": 1})
     assert lint_config(changed(f"{APPLICATION}.runtime_env.pip", ["anything"], config), FAST) == []
 
 

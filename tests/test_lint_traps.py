@@ -182,3 +182,24 @@ def test_trap_7_a_policy_that_does_not_load(at: str, name: str, problem: str) ->
 )
 def test_trap_7_a_policy_that_loads(name: str) -> None:
     assert lint_config(changed(f"{CLASSIFIER}.autoscaling_config.policy.policy_function", name), FAST) == []
+
+
+@pytest.mark.parametrize("deployment", [PREPROCESSOR, CLASSIFIER])
+@pytest.mark.parametrize(
+    ("user_config", "at", "said"),
+    [
+        ({"max_batch": 4}, ".max_batch", "unknown key; did you mean 'max_batch_size'?"),
+        ({"max_batch_size": 17}, ".max_batch_size", "largest that was warmed"),
+        (4, "", "valid dictionary"),
+    ],
+)
+def test_a_user_config_that_would_be_refused_is_found(deployment: str, user_config: object, at: str, said: str) -> None:
+    findings = lint_config(changed(f"{deployment}.user_config", user_config), FAST)
+    own = [one for one in findings if one.path == f"{deployment}.user_config{at}"]
+    assert own[0].severity == "error"
+    assert said in own[0].message
+
+
+def test_a_user_config_that_would_be_taken_is_fine() -> None:
+    user_config = {"max_batch_size": 8, "merge_wait_s": "auto", "latency_objective_ms": 50}
+    assert lint_config(changed(f"{CLASSIFIER}.user_config", user_config), FAST) == []

@@ -6,11 +6,12 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from serve_app.errors import ConfigError
 from serve_app.lint.finding import Finding, Findings, env_vars, is_on, number, section
 from serve_app.lint.keys import but_policy, refused_by
 from serve_app.lint.scaling import has_policy
 from serve_app.manifest import InputSpec
-from serve_app.settings import Settings, nearest_key
+from serve_app.settings import Settings, nearest_key, parse_live
 
 CLUSTER_VARIABLES = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED", "RAY_SERVE_ENABLE_DIRECT_INGRESS")
 """Every process of a cluster must agree on these, so they belong in the environment Ray is started in."""
@@ -87,6 +88,19 @@ def our_deployment(
         )
     if name == "Preprocessor" and is_on(env, "RAY_SERVE_ENABLE_HA_PROXY"):
         yield from _ingress(deployment, at, most)
+    if settings is not None:
+        yield from _live_batching(deployment.get("user_config"), f"{at}.user_config", settings)
+
+
+def _live_batching(user_config: object, at: str, settings: Settings) -> Findings:
+    if user_config is not None and not isinstance(user_config, Mapping):
+        return  # Ray says so
+    try:
+        parse_live(user_config, settings.batching)
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            path, _, message = line.partition(": ")
+            yield Finding("error", f"{at}{path.removeprefix('user_config')}", message)
 
 
 def request_target(deployment: Mapping[str, Any], at: str, settings: Settings | None) -> Findings:
