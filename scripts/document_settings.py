@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prints the README's table of what `args` takes, from the settings themselves. A test compares the two."""
+"""Prints the README's tables of what can be set, from the settings themselves. A test compares the two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from serve_app.settings import Settings
+from serve_app.settings import LiveBatching, ScalingGoal, ScheduledFloor, Settings
 
 
 def rows(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
@@ -23,7 +23,19 @@ def rows(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
             yield from rows(kind, f"{prefix}{name}.")
         else:
             meaning = " ".join((field.description or "").split())
-            yield f"| `{prefix}{name}` | `{field.default}` | {meaning}{_choices(field)} |"
+            yield f"| `{prefix}{name}` | {_default(field)} | {meaning}{_choices(field)} |"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default is None:
+        return "as it was"
+    return "none" if field.default == () else f"`{_plain(field.default)}`"
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _choices(field: FieldInfo) -> str:
@@ -31,10 +43,12 @@ def _choices(field: FieldInfo) -> str:
     return f" ({', '.join(values)})" if len(values) > 1 else ""
 
 
-def table() -> str:
-    """The whole table."""
-    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows()])
+def table(model: type[BaseModel] = Settings) -> str:
+    """All keys of a model."""
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows(model)])
 
+
+TABLES = (Settings, ScalingGoal, ScheduledFloor, LiveBatching)
 
 if __name__ == "__main__":
-    print(table())
+    print("\n\n".join(f"{model.__name__}\n\n{table(model)}" for model in TABLES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -33,6 +34,9 @@ from serve_app.tuning import Tuner
 from serve_app.types import Chunk, ChunkScores, Picture
 
 logger = logging.getLogger("serve_app")
+PATIENCE, MIN_PATIENCE_S, FIRST_PATIENCE_S = 10.0, 1.0, 30.0
+"""Ten times the mean answer is not slow any more, it is silence: a machine without power closes no connection, and gRPC
+gives up on it after a minute. At first an answer may have to wait for a replica to start."""
 _GONE = (ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError)
 
 
@@ -150,23 +154,36 @@ class Classifier:
 
 
 class RemoteClassifier:
-    """Classifier replicas behind a handle; satisfies `batching.Classifier`."""
+    """Classifier replicas behind a handle; satisfies `batching.Classifier`.
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    Args:
+        handle: of the deployment.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, handle: DeploymentHandle, clock: Callable[[], float] = time.monotonic) -> None:
         self._handle = handle
+        self._clock = clock
+        self._mean_s = FIRST_PATIENCE_S / PATIENCE
+
+    @property
+    def patience_s(self) -> float:
+        """How long an answer may take before its replica is taken for dead."""
+        return max(MIN_PATIENCE_S, PATIENCE * self._mean_s)
 
     async def classify(self, chunk: Chunk) -> ChunkScores:
         """See `batching.Classifier`. Ray's errors become ours, so that a client sees 429 and 503, not 500.
 
-        A chunk whose replica or node dies is sent once more, to another: classifying twice does no harm.
+        A chunk whose replica or node dies, or falls silent, is sent once more, to another: classifying twice does no
+        harm.
         """
         try:
             try:
-                return await self._handle.classify.remote(chunk)  # type: ignore[no-any-return]
-            except _GONE as error:
+                async with asyncio.timeout(self.patience_s):
+                    return await self._send(chunk)
+            except (*_GONE, TimeoutError) as error:
                 logger.warning("a classifier went away (%s); sending its chunk to another", type(error).__name__)
-                again = replace(chunk, offered_pictures=0)
-                return await self._handle.classify.remote(again)  # type: ignore[no-any-return]
+                return await self._send(replace(chunk, offered_pictures=0))
         except BackPressureError as error:
             raise Overloaded("the classifiers are full; try again later", error.retry_after_s or 1.0) from None
         except RayServeException as error:
@@ -174,6 +191,17 @@ class RemoteClassifier:
         except RayError as error:
             logger.exception("a chunk of %d pictures failed at the classifier", len(chunk.pictures))
             raise InferenceFailed("the classifier failed; try again, the operator's log says why") from error
+
+    async def _send(self, chunk: Chunk) -> ChunkScores:
+        sent_s = self._clock()
+        response = self._handle.classify.remote(chunk)
+        try:
+            scores: ChunkScores = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        self._mean_s += 0.05 * (self._clock() - sent_s - self._mean_s)
+        return scores
 
     async def latency(self) -> LatencyTable:
         """Of the replica that answers first; waits for one to be warm."""

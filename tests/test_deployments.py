@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
 import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from serve_app import deployments
 from serve_app.deployments import (
     Classifier,
     Preprocessor,
@@ -15,21 +20,46 @@ from serve_app.deployments import (
 from serve_app.errors import InferenceFailed, NotReady, Overloaded, ServeError
 from serve_app.lint.traps import DEFAULT_MAX_ONGOING
 from serve_app.types import Chunk, ChunkScores
-from tests.fakes import SHAPE, scores_of
+from tests.fakes import SHAPE, FakeClock, scores_of
 
 CHUNK = Chunk(np.zeros((2, *SHAPE), np.uint8), np.full(2, 9.0, np.float32), offered_pictures=2)
+
+
+class Silence(Exception):
+    """No answer, not even an error."""
+
+
+class FakeResponse:
+    """As Ray's: awaited for the answer, or cancelled."""
+
+    def __init__(self, chunk: Chunk, outcome: Exception | None) -> None:
+        self._chunk, self._outcome = chunk, outcome
+        self.cancelled = False
+
+    def __await__(self) -> Generator[Any, None, ChunkScores]:
+        return self._answer().__await__()
+
+    async def _answer(self) -> ChunkScores:
+        if isinstance(self._outcome, Silence):
+            await asyncio.Event().wait()
+        if self._outcome:
+            raise self._outcome
+        return ChunkScores(scores_of(self._chunk.pictures), 1.0, len(self._chunk.pictures))
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 class FakeMethod:
     def __init__(self, outcomes: tuple[Exception, ...]) -> None:
         self._outcomes = list(outcomes)
         self.sent: list[Chunk] = []
+        self.responses: list[FakeResponse] = []
 
-    async def remote(self, chunk: Chunk) -> ChunkScores:
+    def remote(self, chunk: Chunk) -> FakeResponse:
         self.sent.append(chunk)
-        if self._outcomes:
-            raise self._outcomes.pop(0)
-        return ChunkScores(scores_of(chunk.pictures), 1.0, len(chunk.pictures))
+        self.responses.append(FakeResponse(chunk, self._outcomes.pop(0) if self._outcomes else None))
+        return self.responses[-1]
 
 
 class FakeHandle:
@@ -77,3 +107,23 @@ async def test_a_chunk_is_not_sent_for_ever() -> None:
     with pytest.raises(InferenceFailed, match="try again"):
         await RemoteClassifier(handle).classify(CHUNK)
     assert len(handle.classify.sent) == 2
+
+
+async def test_a_replica_that_falls_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployments, "MIN_PATIENCE_S", 0.01)
+    handle = FakeHandle(Silence())
+    remote = RemoteClassifier(handle)
+    remote._mean_s = 0.0
+    assert (await remote.classify(CHUNK)).batch_size == 2
+    assert [response.cancelled for response in handle.classify.responses] == [True, False]
+
+
+async def test_patience_follows_what_answers_take() -> None:
+    clock = FakeClock()
+    remote = RemoteClassifier(FakeHandle(), clock)
+    assert remote.patience_s == deployments.FIRST_PATIENCE_S
+    for _ in range(300):
+        await remote.classify(CHUNK)
+    assert remote.patience_s == deployments.MIN_PATIENCE_S
+    remote._mean_s = 0.7
+    assert remote.patience_s == pytest.approx(7)

@@ -6,10 +6,12 @@ import re
 import shlex
 
 import pytest
+from pydantic import BaseModel
 
 from engine_build.cli import _parser as engine_build_parser
+from scripts.autoscale.cli import _parser as autoscale_parser
 from scripts.bench.cli import _parser as bench_parser
-from scripts.document_settings import table
+from scripts.document_settings import TABLES, table
 from scripts.local_service import ROOT
 from serve_app import errors, metrics
 from serve_app.cli import _parser as image_serve_parser
@@ -17,8 +19,9 @@ from serve_app.cli import _parser as image_serve_parser
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_table_of_settings_is_the_settings() -> None:
-    assert table() in README, "run scripts/document_settings.py and paste its table"
+@pytest.mark.parametrize("model", TABLES, ids=lambda model: model.__name__)
+def test_the_tables_of_settings_are_the_settings(model: type[BaseModel]) -> None:
+    assert table(model) in README, "run scripts/document_settings.py and paste its tables"
 
 
 def classes(base: type) -> set[type]:
@@ -53,16 +56,17 @@ def test_every_command_shown_parses(command: str) -> None:
     assert callable(parser.parse_args(arguments).run)
 
 
-BENCH_COMMANDS = re.findall(r"^\.venv/bin/python scripts/bench (.*?)(?:\s*#.*)?$", README, re.MULTILINE)
+BENCH_COMMANDS = re.findall(r"^\.venv/bin/python scripts/(bench|autoscale) (.*?)(?:\s*#.*)?$", README, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", BENCH_COMMANDS)
-def test_every_benchmark_shown_parses(command: str) -> None:
-    assert callable(bench_parser().parse_args(shlex.split(command)).run)
+@pytest.mark.parametrize(("program", "command"), BENCH_COMMANDS)
+def test_every_benchmark_shown_parses(program: str, command: str) -> None:
+    parser = {"bench": bench_parser, "autoscale": autoscale_parser}[program]()
+    assert callable(parser.parse_args(shlex.split(command)).run)
 
 
 def test_there_are_benchmarks_to_check() -> None:
-    assert len(BENCH_COMMANDS) >= 6
+    assert len(BENCH_COMMANDS) >= 9
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:configs|scripts|serve_app|tests)/[\w./-]+\w", README))))
