@@ -15,6 +15,9 @@ Clock = Callable[[], float]
 
 BATCH_SHARE = 0.5
 """Batch requests are refused at this share of the wait at which interactive ones are."""
+NEWCOMER_SHARE = 0.8
+"""Of the bound at which retries are refused. What a refused client is promised would be taken by newcomers otherwise,
+first of all by those that were just answered and ask again."""
 FORGET_PROMISES_S = 5.0
 """Time constant in which refused requests that do not come back are forgotten."""
 
@@ -99,9 +102,10 @@ class Promises:
 class Ticket:
     """What one request holds. A context manager: leaving it gives everything back, however the request ended."""
 
-    def __init__(self, admission: Admission, priority: Priority) -> None:
+    def __init__(self, admission: Admission, priority: Priority, *, retry: bool) -> None:
         self._admission = admission
         self.priority: Priority = priority
+        self._retry = retry
         self._pictures = 0
         self._bytes = 0
 
@@ -120,7 +124,7 @@ class Ticket:
         Raises:
             Overloaded: too many are queued, too much memory is, or the wait would be too long.
         """
-        self._bytes += self._admission.take_pictures(count, timeout_s, self.priority)
+        self._bytes += self._admission.take_pictures(count, timeout_s, self.priority, retry=self._retry)
         self._pictures += count
 
     def __enter__(self) -> Ticket:
@@ -165,21 +169,22 @@ class Admission:
         """Of both priorities, waiting or in work."""
         return sum(self._queued.values())
 
-    def ticket(self, priority: Priority = "interactive") -> Ticket:
-        return Ticket(self, priority)
+    def ticket(self, priority: Priority = "interactive", *, retry: bool = False) -> Ticket:
+        """For one request; `retry` of one that was refused before, which is let in before newcomers."""
+        return Ticket(self, priority, retry=retry)
 
     def estimated_wait_s(self, priority: Priority = "interactive", more_pictures: int = 0) -> float:
         """Seconds until everything that goes before a new request, and `more_pictures`, would be answered."""
         before = self._queued["interactive"] if priority == "interactive" else self.queued_pictures
         return (before + more_pictures) / self._rate.per_s
 
-    def check_wait(self, priority: Priority, pictures: int = 1) -> None:
+    def check_wait(self, priority: Priority, pictures: int = 1, *, retry: bool = False) -> None:
         """Refuses what would wait too long: before its body is read, and once its pictures are counted.
 
         Raises:
-            Overloaded: what is before it takes longer than `max_wait_ms`.
+            Overloaded: what is before it takes longer than `max_wait_ms`, or its share for such requests.
         """
-        ahead_s, bound_s = self.estimated_wait_s(priority), self._bound_s(priority)
+        ahead_s, bound_s = self.estimated_wait_s(priority), self._bound_s(priority, retry=retry)
         if ahead_s > bound_s:
             message = f"{ahead_s:.1f} s of pictures are waiting, at most {bound_s:g} s may; try again later"
             raise self._refusal(message, pictures, ahead_s - bound_s)
@@ -188,19 +193,19 @@ class Admission:
         """See `Ticket.add_bytes`."""
         self._take_bytes(count, pictures=1)
 
-    def take_pictures(self, count: int, timeout_s: float, priority: Priority) -> int:
+    def take_pictures(self, count: int, timeout_s: float, priority: Priority, *, retry: bool = False) -> int:
         """See `Ticket.add_pictures`; returns the bytes counted in."""
         over = self.queued_pictures + count - self._limits.max_queued_pictures
         if over > 0:
             raise self._refusal("too many pictures are waiting; try again later", count, over / self._rate.per_s)
-        self.check_wait(priority, count)
+        self.check_wait(priority, count, retry=retry)
         ahead_s, done_s = self.estimated_wait_s(priority), self.estimated_wait_s(priority, count)
         if ahead_s > 0 and done_s > timeout_s:
             message = f"an answer would take about {done_s:.1f} s, longer than this request's time; try again later"
             raise self._refusal(message, count, done_s - timeout_s)
         decoded_bytes = count * self._picture_bytes
         self._take_bytes(decoded_bytes, count)
-        if ahead_s < self._bound_s(priority) / 2:
+        if ahead_s < self._bound_s(priority, retry=False) / 2:
             self._promises.forget()
         self._queued[priority] += count
         return decoded_bytes
@@ -211,8 +216,9 @@ class Admission:
         if answered and pictures:
             self._rate.finished(pictures, still_queued=self.queued_pictures)
 
-    def _bound_s(self, priority: Priority) -> float:
-        return self._limits.max_wait_ms / 1e3 * (BATCH_SHARE if priority == "batch" else 1.0)
+    def _bound_s(self, priority: Priority, *, retry: bool) -> float:
+        share = (BATCH_SHARE if priority == "batch" else 1.0) * (1.0 if retry else NEWCOMER_SHARE)
+        return self._limits.max_wait_ms / 1e3 * share
 
     def _take_bytes(self, count: int, pictures: int) -> None:
         if self.queued_bytes + count > self._limits.max_queued_bytes:

@@ -36,6 +36,7 @@ from serve_app.types import Priority
 logger = logging.getLogger(__name__)
 TIMEOUT_HEADER = "x-request-timeout-ms"
 PRIORITY_HEADER = "x-priority"
+RETRY_HEADER = "x-retry-attempt"
 PREDICT_PATH = "/predict"
 DEFAULT_TOP_K = 3
 _NO_QUERY = QueryParams()
@@ -143,8 +144,9 @@ class _Predict:
         k = _whole_number(query.get("top_k"), "top_k") or min(DEFAULT_TOP_K, manifest.num_classes)
         deadline_s = pipeline.deadline_s(_whole_number(headers.get(TIMEOUT_HEADER), TIMEOUT_HEADER))
         priority = _priority(headers.get(PRIORITY_HEADER))
-        pipeline.admission.check_wait(priority)  # a flood is refused without reading its pictures
-        with pipeline.admission.ticket(priority) as ticket:
+        retry = _whole_number(headers.get(RETRY_HEADER), RETRY_HEADER) is not None
+        pipeline.admission.check_wait(priority, retry=retry)  # a flood is refused without reading its pictures
+        with pipeline.admission.ticket(priority, retry=retry) as ticket:
             upload = await read_upload(headers, _pieces(receive), pipeline.settings.limits, ticket)
             outcomes = await pipeline.classify(upload.bodies, k, deadline_s, ticket)
             about = _about(manifest)

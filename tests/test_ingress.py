@@ -255,3 +255,37 @@ async def test_every_request_gives_back_what_it_held(client: httpx.AsyncClient, 
         *(client.post("/predict", content=body) for body in (png(1), b"junk", b"", b"x" * 6000, png(2)[:50]))
     )
     assert (service.pipeline.admission.queued_pictures, service.pipeline.admission.queued_bytes) == (0, 0)
+
+
+async def test_a_flood_is_refused_before_its_body_is_read(service: FakeService, client: httpx.AsyncClient) -> None:
+    read: list[bytes] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(b"piece")
+        yield png(1)
+
+    with service.pipeline.admission.ticket() as flood:
+        flood.add_pictures(250, 30)  # 2.5 s at 100/s
+        service.pipeline.admission._limits = service.pipeline.admission._limits.model_copy(update={"max_wait_ms": 2000})
+        answer = await client.post("/predict", content=body())
+        refused(answer, 429, "overloaded")
+        assert answer.headers["retry-after"] == "1"
+        assert read == []
+
+
+async def test_retries_are_let_in_before_newcomers_and_batch_after_them(
+    service: FakeService, client: httpx.AsyncClient
+) -> None:
+    with service.pipeline.admission.ticket() as waiting:
+        waiting.add_pictures(240, 30)  # 2.4 s at 100/s, where 5 s are the most, 4 for newcomers, 2 for batch
+        assert (await client.post("/predict", content=png(1))).status_code == 200
+        refused(await client.post("/predict", content=png(1), headers={"x-priority": "batch"}), 429, "overloaded")
+        again = {"x-priority": "batch", "x-retry-attempt": "1"}
+        assert (await client.post("/predict", content=png(1), headers=again)).status_code == 200
+
+
+@pytest.mark.parametrize("header", [{"x-priority": "urgent"}, {"x-retry-attempt": "-1"}, {"x-retry-attempt": "again"}])
+async def test_headers_that_mean_nothing_are_refused(client: httpx.AsyncClient, header: dict[str, str]) -> None:
+    assert next(iter(header)) in refused(
+        await client.post("/predict", content=png(1), headers=header), 422, "bad_parameter"
+    )

@@ -76,7 +76,7 @@ def _live(arguments: argparse.Namespace) -> bool:
         keep_s=arguments.keep_s,
         max_wait_ms=arguments.max_wait_ms,
     )
-    met = live(step, fresh_folder(arguments.out))
+    met = live(step, fresh_folder(arguments.out.absolute()))
     print(f"\nraw results and plot: {arguments.out}")
     return met
 

@@ -27,7 +27,7 @@ DEFAULT_PICTURE = ROOT / "engine_build" / "samples" / "cat.jpg"
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns an exit status: 1 where a run had targets and missed one."""
     arguments = _parser().parse_args(argv)
-    arguments.out = fresh_folder(arguments.out)
+    arguments.out = fresh_folder(arguments.out.absolute())
     met = arguments.run(arguments)
     print(f"raw results and plots: {arguments.out}")
     return 1 if met is False else 0

@@ -72,9 +72,10 @@ async def _client(
 
 async def _request(http: httpx.AsyncClient, url: str, body: bytes, seen: Patience) -> None:
     refused_s = promised_s = 0.0
-    for _ in range(SEND_ATTEMPTS):
+    for attempt in range(SEND_ATTEMPTS):
         sent_s = time.monotonic()
-        answer = await http.post(url, content=body, headers={"content-type": "image/jpeg"})
+        headers = {"content-type": "image/jpeg"} | ({"x-retry-attempt": str(attempt)} if attempt else {})
+        answer = await http.post(url, content=body, headers=headers)
         if answer.status_code != 429:
             break
         seen.refusals += 1
