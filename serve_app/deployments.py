@@ -37,6 +37,8 @@ logger = logging.getLogger("serve_app")
 PATIENCE, MIN_PATIENCE_S, FIRST_PATIENCE_S = 10.0, 1.0, 30.0
 """Ten times the mean answer is not slow any more, it is silence: a machine without power closes no connection, and gRPC
 gives up on it after a minute. At first an answer may have to wait for a replica to start."""
+RESENDS = 3
+"""A router that does not know yet that a replica is gone may choose it again."""
 _GONE = (ActorDiedError, ActorUnavailableError, NodeDiedError, WorkerCrashedError)
 
 
@@ -174,16 +176,18 @@ class RemoteClassifier:
     async def classify(self, chunk: Chunk) -> ChunkScores:
         """See `batching.Classifier`. Ray's errors become ours, so that a client sees 429 and 503, not 500.
 
-        A chunk whose replica or node dies, or falls silent, is sent once more, to another: classifying twice does no
-        harm.
+        A chunk whose replica or node dies, or falls silent, is sent again, to another if the router is so kind:
+        classifying twice does no harm.
         """
         try:
-            try:
-                async with asyncio.timeout(self.patience_s):
-                    return await self._send(chunk)
-            except (*_GONE, TimeoutError) as error:
-                logger.warning("a classifier went away (%s); sending its chunk to another", type(error).__name__)
-                return await self._send(replace(chunk, offered_pictures=0))
+            for _ in range(RESENDS):
+                try:
+                    async with asyncio.timeout(self.patience_s):
+                        return await self._send(chunk)
+                except (*_GONE, TimeoutError) as error:
+                    logger.warning("a classifier went away (%s); sending its chunk again", type(error).__name__)
+                    chunk = replace(chunk, offered_pictures=0)
+            return await self._send(chunk)
         except BackPressureError as error:
             raise Overloaded("the classifiers are full; try again later", error.retry_after_s or 1.0) from None
         except RayServeException as error:

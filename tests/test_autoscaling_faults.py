@@ -166,3 +166,27 @@ def test_a_clock_that_is_set_back_measures_no_negative_time() -> None:
     stage.decide(load(2 * FITS), running=1)
     stage.now_s = -20.0
     assert stage.decide(load(0), running=3).start_up_s >= 0
+
+
+def test_a_replica_that_ray_started_by_itself_is_kept_however_quick_its_start() -> None:
+    """Its cold start does not ask the policy; what was needed before it says nothing."""
+    goal = parse_goal({"keep_s": 4, "keep_last_s": 6})
+    memory, idle = Memory(), load(0)
+    for second in range(20):
+        memory = decide(idle, Replicas(0, 0, 0, 2), goal, memory, float(second)).memory
+    counts = []
+    for second in range(20, 30):
+        decision = decide(idle, Replicas(1, 1, 0, 2), goal, memory, float(second))
+        memory = decision.memory
+        counts.append(decision.replicas)
+    assert counts == [1] * 6 + [0] * 4
+
+
+def test_a_target_that_ray_lowers_late_is_not_a_start() -> None:
+    """With `downscale_delay_s`, the target stays above what the policy decided for a while."""
+    goal = parse_goal({"keep_s": 2})
+    memory = Memory()
+    for second in range(8):
+        decision = decide(load(10), Replicas(5, 5, 1, 8), goal, memory, float(second))
+        memory = decision.memory
+    assert decision.replicas == 1

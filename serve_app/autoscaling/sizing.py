@@ -48,12 +48,15 @@ class Memory:
         since_s: since when the wishes have been recorded without the stage growing.
         start_up_s: measured mean, None before the first.
         asked: (seconds, replicas) of the last growth, until it is complete.
+        known: replicas asked for at the last decision, by it or before it. More than that were asked for by somebody
+            else: Ray starts the first one by itself.
     """
 
     wishes: tuple[tuple[float, int], ...] = ()
     since_s: float | None = None
     start_up_s: float | None = None
     asked: tuple[float, int] | None = None
+    known: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -61,6 +64,7 @@ class Memory:
             "since_s": self.since_s,
             "start_up_s": self.start_up_s,
             "asked": list(self.asked) if self.asked else None,
+            "known": self.known,
         }
 
     @classmethod
@@ -72,6 +76,7 @@ class Memory:
             since_s=values.get("since_s"),
             start_up_s=values.get("start_up_s"),
             asked=(float(asked[0]), int(asked[1])) if asked else None,
+            known=values.get("known"),
         )
 
 
@@ -100,7 +105,7 @@ def decide(
         now_s: of a clock that only this function's callers need to agree on.
         floor: scheduled minimum, bounded by the maximum.
     """
-    memory = _start_up_seen(memory, replicas, now_s)
+    memory = _started_by_others(_start_up_seen(memory, replicas, now_s), replicas)
     start_up_s = goal.start_up_s if memory.start_up_s is None else memory.start_up_s
     least = min(max(replicas.minimum, floor), replicas.maximum)
     if load is None:
@@ -179,11 +184,18 @@ def _recent_most(memory: Memory, target: int, goal: ScalingGoal, now_s: float) -
 
 def _grown(memory: Memory, replicas: Replicas, count: int, now_s: float) -> Memory:
     """Wishes from before a growth say nothing of what was needed after it."""
+    memory = replace(memory, known=max(count, replicas.target))
     if count > replicas.target:
         return replace(memory, wishes=(), since_s=None, asked=memory.asked or (now_s, count))
     if count < replicas.target:
         return replace(memory, asked=None)
     return memory
+
+
+def _started_by_others(memory: Memory, replicas: Replicas) -> Memory:
+    if memory.known is None or replicas.target <= memory.known:
+        return memory
+    return replace(memory, wishes=(), since_s=None)
 
 
 def _start_up_seen(memory: Memory, replicas: Replicas, now_s: float) -> Memory:
