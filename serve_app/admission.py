@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -15,11 +14,13 @@ Clock = Callable[[], float]
 
 BATCH_SHARE = 0.5
 """Batch requests are refused at this share of the wait at which interactive ones are."""
-NEWCOMER_SHARE = 0.8
+NEWCOMER_SHARE = 0.7
 """Of the bound at which retries are refused. What a refused client is promised would be taken by newcomers otherwise,
 first of all by those that were just answered and ask again."""
-FORGET_PROMISES_S = 5.0
-"""Time constant in which refused requests that do not come back are forgotten."""
+PROMISED_SHARE = 0.9
+"""Of the rate is promised to those who come back; they do not come as evenly as they were told to."""
+MAX_PROMISE_S = 10.0
+"""Longest Retry-After, unless the queue itself is longer."""
 
 
 class ServiceRate:
@@ -68,16 +69,15 @@ class ServiceRate:
 
 
 class Promises:
-    """When to tell refused requests to come back: one after the other, as fast as pictures are finished.
+    """When to tell refused requests to come back: one after the other, a little slower than pictures are finished.
 
-    Told the same second, all of them would come back together and be refused again. Requests that do not come back
-    are forgotten within seconds, and all of them once there is room.
+    Told the same second, all of them would come back together and be refused again. Nobody is told to wait longer than
+    `MAX_PROMISE_S`, since nobody knows how many will come back; and all is forgotten once there is room.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._pictures = 0.0
-        self._at_s = clock()
+        self._last_s = clock()
 
     def next_s(self, pictures: int, room_in_s: float, per_s: float) -> float:
         """Seconds until `pictures` more can be taken, behind everybody who was told to come back.
@@ -87,16 +87,13 @@ class Promises:
             room_in_s: when the queue will be short enough for one more request.
             per_s: pictures finished per second.
         """
-        elapsed_s = self._clock() - self._at_s
-        self._at_s += elapsed_s
-        kept = self._pictures * math.exp(-elapsed_s / FORGET_PROMISES_S) - elapsed_s * per_s
-        self._pictures = max(0.0, kept)
-        wait_s = room_in_s + self._pictures / per_s
-        self._pictures += pictures
-        return wait_s
+        now_s = self._clock()
+        due_s = max(self._last_s, now_s + room_in_s)
+        self._last_s = min(due_s + pictures / (per_s * PROMISED_SHARE), now_s + MAX_PROMISE_S)
+        return due_s - now_s
 
     def forget(self) -> None:
-        self._pictures = 0.0
+        self._last_s = self._clock()
 
 
 class Ticket:

@@ -91,7 +91,7 @@ class LimitSettings(_Section):
     max_queued_bytes: Positive = 256 * 2**20
     """Request bodies and decoded pictures one replica holds at once; what would be more is answered 429."""
     max_wait_ms: Positive = 5_000
-    """A retry is answered 429 if the pictures before it would take longer than this; a first attempt at 80 % of it, so
+    """A retry is answered 429 if the pictures before it would take longer than this; a first attempt at 70 % of it, so
     that those who were told to come back find room; half of either for requests of priority batch."""
     batch_ageing_s: Seconds = 2.0
     """Interactive pictures overtake batch ones, but none that has waited so much longer."""

@@ -277,7 +277,7 @@ async def test_retries_are_let_in_before_newcomers_and_batch_after_them(
     service: FakeService, client: httpx.AsyncClient
 ) -> None:
     with service.pipeline.admission.ticket() as waiting:
-        waiting.add_pictures(240, 30)  # 2.4 s at 100/s, where 5 s are the most, 4 for newcomers, 2 for batch
+        waiting.add_pictures(240, 30)  # 2.4 s at 100/s, where 5 s are the most, 3.5 for newcomers, 1.75 for batch
         assert (await client.post("/predict", content=png(1))).status_code == 200
         refused(await client.post("/predict", content=png(1), headers={"x-priority": "batch"}), 429, "overloaded")
         again = {"x-priority": "batch", "x-retry-attempt": "1"}

@@ -15,7 +15,8 @@ from scripts.bench.load import LoadResult, closed_loop, open_loop
 from scripts.bench.meters import memory_bytes
 from scripts.bench.patience import Patience, patient_crowd
 
-PEAK_CLIENTS = 32
+PEAK_CLIENTS = 16
+"""As many as keep both cores busy, and none of them has to be refused: these clients do not wait when they are."""
 MEMORY_EVERY_S = 2.0
 MIB = 2**20
 
