@@ -275,9 +275,3 @@ async def _on_fault(request: Request, error: Exception) -> Response:
 def _fault(error: Exception) -> ServeError:
     logger.error("a request failed by a fault of the service", exc_info=error)
     return ServeError("an error inside the service; the operator's log says more")
-
-
-def _path(scope: Scope) -> str:
-    """Without the prefix under which the application is mounted."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
