@@ -38,6 +38,13 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--port", type=int, help="instead of the configuration's port")
     start.add_argument("--logs", action="store_true", help="show Ray's and the replicas' log lines here")
     start.add_argument("--ready-timeout-s", type=float, default=300, help="give up after this (default: %(default)s)")
+    start.add_argument(
+        "--stand-in-gpus",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="rehearse a GPU configuration: claim N GPUs that are not there, and let the CPU stand in for them",
+    )
     start.set_defaults(run=_start)
 
     lint = commands.add_parser("lint", help="check configuration files for unknown keys and known traps")
@@ -46,8 +53,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GPUs")
+    return int(text)
+
+
 def _start(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
+    if arguments.stand_in_gpus:
+        config = launch.with_stand_in(config)
     launch.set_environment(os.environ, arguments.logs)
     if not _report(arguments.config, config, os.environ):
         raise ConfigError(f"{arguments.config} has errors; mend them and start again")
@@ -58,6 +73,7 @@ def _start(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         logs=arguments.logs,
         ready_timeout_s=arguments.ready_timeout_s,
+        stand_in_gpus=arguments.stand_in_gpus,
     )
     return 0
 

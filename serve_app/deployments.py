@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import ray
@@ -18,15 +21,15 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.batching import Gatherer
 from serve_app.colocated import Colocated
-from serve_app.engines import Engine, find_engine, open_engine
-from serve_app.errors import InferenceFailed, NotReady, Overloaded
+from serve_app.engines import Engine, EngineThread, find_engine, open_engine
+from serve_app.errors import GpuFailed, InferenceFailed, NotReady, Overloaded
 from serve_app.latency import LatencyTable
 from serve_app.manifest import InputSpec, Manifest
-from serve_app.merging import Arrived, Merger
+from serve_app.merging import Arrived, Merger, check_engine
 from serve_app.metrics import Metrics, RayMetrics
 from serve_app.pipeline import Pipeline
 from serve_app.preprocess import make_preprocess
-from serve_app.runtime import available_cores
+from serve_app.runtime import GpuOptions, OverlappingRuntime, available_cores
 from serve_app.settings import Auto, Settings, parse_live
 from serve_app.split import DecodePool, Split
 from serve_app.stages import Stages
@@ -67,8 +70,12 @@ def _number(setting: int | Auto, automatic: int) -> int:
     return automatic if setting == "auto" else setting
 
 
-async def _open(settings: Settings, copies: int = 1) -> Engine:
+async def _open(settings: Settings, metrics: Metrics, copies: int = 1) -> Engine:
     """Opens the engine off the event loop, which answers health checks meanwhile; the copies share the CPUs."""
+    runtime = settings.runtime
+    gpu = GpuOptions(
+        settings.batching.max_batch_size, runtime.device, runtime.batches_on_gpu, runtime.cuda_graphs, metrics.gpu
+    )
     threads = _number(settings.runtime.threads, max(1, _cpus() // copies))
     engine = await asyncio.to_thread(
         open_engine,
@@ -77,17 +84,38 @@ async def _open(settings: Settings, copies: int = 1) -> Engine:
         max_batch_size=settings.batching.max_batch_size,
         inference_precision=settings.runtime.inference_precision,
         copies=copies,
+        gpu=gpu,
     )
     logger.info(
-        "engine %s is warm: %s in %s, %d x %d thread(s), up to %.0f pictures/s",
+        "engine %s is warm: %s in %s on %s, %d x %d thread(s), up to %.0f pictures/s",
         engine.manifest.engine_name,
         engine.runtimes[0].info.backend,
         engine.runtimes[0].info.inference_precision,
+        engine.runtimes[0].info.device,
         copies,
         threads,
         engine.best_pictures_per_s(),
     )
     return engine
+
+
+async def _passed(check: Awaitable[None]) -> None:
+    """Ends this process where the check says that its GPU failed.
+
+    CUDA's errors last as long as the process, and a replica that fails at once always has the shortest queue, so that
+    nearly everything is sent to it until Serve, after three checks, replaces it. One whose process ends is replaced
+    without more ado, and what it had is sent to others.
+
+    Raises:
+        InferenceFailed: the check failed otherwise.
+    """
+    try:
+        await check
+    except (GpuFailed, InferenceFailed) as error:
+        if not isinstance(error, GpuFailed) and not isinstance(error.__cause__, GpuFailed):
+            raise
+        logger.error("this replica ends, for Serve to replace it: %s", error)
+        os._exit(1)
 
 
 class _Counted:
@@ -110,7 +138,9 @@ class Classifier:
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits constructors
         _log_beside_serve()
         self._batching = settings.batching
-        self._merger = Merger(await _open(settings), settings.batching, RayMetrics(), name=_replica())
+        metrics = RayMetrics()
+        self._merger = Merger(await _open(settings, metrics), settings.batching, metrics, name=_replica())
+        self._merge = self._merge_overlapped if self._merger.concurrent_batches > 1 else self._merge_one_by_one
         _counted.rule = self._merger.counted_size
         self._follow_plan()
 
@@ -119,8 +149,16 @@ class Classifier:
         arrived = self._merger.arrived(chunk)
         try:
             return await self._merge(arrived)  # type: ignore[no-any-return]
+        except GpuFailed:
+            with suppress(InferenceFailed):
+                await self.check_health()
+            raise
         finally:
             self._merger.left(arrived)
+
+    async def check_health(self) -> None:
+        """Serve's hook: a replica whose engine fails is replaced."""
+        await _passed(self._merger.check())
 
     async def latency(self) -> LatencyTable:
         """Answers only when the engine is warm: also the readiness check of Preprocessors."""
@@ -139,8 +177,16 @@ class Classifier:
         self._merger.tuner.batching = parse_live(user_config, self._batching)
         self._follow_plan()
 
+    # The decorator wants to know how many batches may run at once before there is an engine, so there are two.
     @serve.batch(batch_size_fn=_counted)  # type: ignore[untyped-decorator]
-    async def _merge(self, batch: list[Arrived]) -> list[ChunkScores]:
+    async def _merge_one_by_one(self, batch: list[Arrived]) -> list[ChunkScores]:
+        return await self._run(batch)
+
+    @serve.batch(batch_size_fn=_counted, max_concurrent_batches=2)  # type: ignore[untyped-decorator]
+    async def _merge_overlapped(self, batch: list[Arrived]) -> list[ChunkScores]:
+        return await self._run(batch)
+
+    async def _run(self, batch: list[Arrived]) -> list[ChunkScores]:
         scores = await self._merger.run(batch)
         self._follow_plan()
         return scores
@@ -176,7 +222,7 @@ class RemoteClassifier:
     async def classify(self, chunk: Chunk) -> ChunkScores:
         """See `batching.Classifier`. Ray's errors become ours, so that a client sees 429 and 503, not 500.
 
-        A chunk whose replica or node dies, or falls silent, is sent again, to another if the router is so kind:
+        A chunk whose replica, node or GPU dies, or falls silent, is sent again, to another if the router is so kind:
         classifying twice does no harm.
         """
         try:
@@ -184,7 +230,7 @@ class RemoteClassifier:
                 try:
                     async with asyncio.timeout(self.patience_s):
                         return await self._send(chunk)
-                except (*_GONE, TimeoutError) as error:
+                except (*_GONE, GpuFailed, TimeoutError) as error:
                     logger.warning("a classifier went away (%s); sending its chunk again", type(error).__name__)
                     chunk = replace(chunk, offered_pictures=0)
             return await self._send(chunk)
@@ -192,7 +238,7 @@ class RemoteClassifier:
             raise Overloaded("the classifiers are full; try again later", error.retry_after_s or 1.0) from None
         except RayServeException as error:
             raise NotReady(f"no classifier is available ({type(error).__name__}); try again in a second") from error
-        except RayError as error:
+        except (RayError, GpuFailed) as error:
             logger.exception("a chunk of %d pictures failed at the classifier", len(chunk.pictures))
             raise InferenceFailed("the classifier failed; try again, the operator's log says why") from error
 
@@ -251,15 +297,18 @@ class _Replica:
 
     pipeline: Pipeline
     _remote: RemoteClassifier | None
+    _check: Callable[[], Awaitable[None]] | None = None
 
     async def _start(self, settings: Settings, classifier: DeploymentHandle | None) -> None:
         _log_beside_serve()
         metrics = RayMetrics()
         stages: Stages
         if classifier is None:
-            engine, self._remote = await _open(settings, _number(settings.preprocess.threads, _cpus())), None
+            engine, self._remote = await _open(settings, metrics, _number(settings.preprocess.threads, _cpus())), None
             manifest, rate, picture_bytes = engine.manifest, engine.best_pictures_per_s(), 0
             stages = _colocated(engine, settings, metrics)
+            if isinstance(engine.runtimes[0], OverlappingRuntime):  # others belong to one thread each
+                self._check = partial(check_engine, EngineThread(engine.runtimes[0]), engine, metrics)
         else:
             self._remote = RemoteClassifier(classifier)
             _, manifest = await asyncio.to_thread(find_engine, settings.engine)
@@ -269,6 +318,11 @@ class _Replica:
         self.pipeline = Pipeline(
             manifest, settings, stages, engine_pictures_per_s=rate, metrics=metrics, picture_bytes=picture_bytes
         )
+
+    async def check_health(self) -> None:
+        """Serve's hook: a replica is replaced when the GPU in it fails."""
+        if self._check is not None:
+            await _passed(self._check())
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: what the autoscaling policies see of this replica."""
@@ -304,6 +358,7 @@ class _Replica:
             "num_classes": manifest.num_classes,
             "preprocess": settings.preprocess.mode,
             "placement": settings.placement,
+            "device": settings.runtime.device if manifest.backend == "tensorrt" else "cpu",
             "max_batch_size": settings.batching.max_batch_size,
             "weights": manifest.weights.model_dump(mode="json"),
             "input": manifest.input.model_dump(mode="json"),

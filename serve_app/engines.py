@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from serve_app.errors import EngineError
-from serve_app.latency import LatencyTable, measure_latency, table_sizes, warm_up
+import numpy as np
+
+from serve_app.errors import EngineError, GpuFailed, InferenceFailed
+from serve_app.golden import GOLDEN_NAME, difference, problem, read_golden
+from serve_app.latency import Clock, LatencyTable, measure_latency, table_sizes, warm_up
 from serve_app.manifest import MANIFEST_NAME, Manifest, read_manifest
-from serve_app.runtime import Runtime, load_runtime
+from serve_app.runtime import NO_GPU, GpuOptions, OverlappingRuntime, Runtime, load_runtime
 from serve_app.settings import EngineSettings
 from serve_app.types import InferencePrecision, Logits, Pictures
 
@@ -57,7 +61,7 @@ class Engine:
     """A warmed engine: every batch size up to `max_batch_size` was run in each of `runtimes`.
 
     Attributes:
-        runtimes: copies of the same engine; each serves one caller at a time.
+        runtimes: for each caller a copy of the engine, or for all of them the one that serves several.
         latency: of one copy while the others rest.
     """
 
@@ -68,7 +72,7 @@ class Engine:
 
     def best_pictures_per_s(self) -> float:
         """Of all copies together."""
-        return len(self.runtimes) * self.latency.best_pictures_per_s()
+        return len(set(self.runtimes)) * self.latency.best_pictures_per_s()
 
 
 def open_engine(
@@ -78,12 +82,14 @@ def open_engine(
     max_batch_size: int,
     inference_precision: InferencePrecision,
     copies: int = 1,
+    gpu: GpuOptions = NO_GPU,
 ) -> Engine:
     """Opens, checks and warms the engine that the settings name. Blocks for seconds.
 
     Args:
         threads: of each copy.
-        copies: how many callers run it side by side.
+        copies: how many callers run it side by side; one engine on a GPU serves them all.
+        gpu: for tensorrt engines.
 
     Raises:
         EngineError: it is missing, does not fit its manifest, does not load, or answers in the wrong shape.
@@ -100,26 +106,64 @@ def open_engine(
             )
         return logits
 
+    runtimes: list[Runtime] = []
     try:
-        runtimes = []
-        for _ in range(copies):
-            runtimes.append(load_runtime(folder, manifest, threads=threads, inference_precision=inference_precision))
-            warm_up(partial(checked, runtimes[-1]), shape, max_batch_size)
+        while len(runtimes) < copies:
+            loaded = load_runtime(folder, manifest, threads=threads, inference_precision=inference_precision, gpu=gpu)
+            runtimes += [loaded] * (copies if isinstance(loaded, OverlappingRuntime) else 1)
+            warm_up(partial(checked, loaded), shape, max_batch_size)
         latency = measure_latency(partial(checked, runtimes[0]), shape, table_sizes(max_batch_size), repeats=3)
-    except (RuntimeError, ValueError) as error:
+        if GOLDEN_NAME in manifest.files:
+            _check_golden(folder, manifest, runtimes[0], max_batch_size)
+    except BaseException as error:
+        for opened in set(runtimes):
+            with suppress(GpuFailed):
+                opened.close()
+        if not isinstance(error, RuntimeError | ValueError | GpuFailed):
+            raise
         raise EngineError(f"engine {manifest.engine_name} at {folder} does not run: {error}; build it again") from error
     return Engine(manifest, tuple(runtimes), latency, max_batch_size)
 
 
-class EngineThread:
-    """One runtime behind a thread of its own, so that the event loop goes on while it runs."""
+def _check_golden(folder: Path, manifest: Manifest, runtime: Runtime, max_batch_size: int) -> None:
+    golden = read_golden(folder)
+    batches = range(0, len(golden.pictures), max_batch_size)
+    logits = np.concatenate([runtime.infer(golden.pictures[at : at + max_batch_size]) for at in batches])
+    wrong = problem(difference(golden, logits, manifest.precision), manifest.precision)
+    if wrong:
+        raise EngineError(
+            f"engine {manifest.engine_name} at {folder} answers wrongly on {runtime.info.device}: {wrong}; compile it "
+            f"here again: engine-build compile {folder.absolute()} --force"
+        )
 
-    def __init__(self, runtime: Runtime) -> None:
+
+class EngineThread:
+    """One runtime behind threads of its own, so that the event loop goes on while it runs: one for each batch that it
+    takes at once.
+
+    Args:
+        runtime: warm.
+        clock: seconds.
+    """
+
+    def __init__(self, runtime: Runtime, clock: Clock = time.perf_counter) -> None:
         self._runtime = runtime
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._clock = clock
+        self._overlaps = isinstance(runtime, OverlappingRuntime)
+        self.callers = runtime.callers if isinstance(runtime, OverlappingRuntime) else 1
+        # One more for health checks where they need not wait for their turn here.
+        self._executor = ThreadPoolExecutor(self.callers + self._overlaps, thread_name_prefix="inference")
+        self._ended_s = 0.0
+
+    def buffers(self, max_batch_size: int, shape: tuple[int, int, int]) -> list[Pictures]:
+        """One for each caller: pictures in them are run without another copy."""
+        if isinstance(self._runtime, OverlappingRuntime):
+            return list(self._runtime.buffers)
+        return [np.empty((max_batch_size, *shape), np.uint8)]
 
     async def run(self, pictures: Pictures) -> tuple[Logits, float]:
-        """uint8 (n, height, width, 3) -> float32 (n, classes), and milliseconds in the engine.
+        """uint8 (n, height, width, 3) -> float32 (n, classes), and milliseconds in the engine from its turn on: time
+        that the batch before it still took does not count.
 
         Shielded: a cancelled caller does not take the buffer from a running engine.
         """
@@ -130,12 +174,34 @@ class EngineThread:
             await asyncio.wait([work])
             raise
 
+    async def check(self, pictures: Pictures, timeout_s: float) -> None:
+        """Runs a few pictures, and wants an answer that was really written.
+
+        Raises:
+            InferenceFailed: it failed, or there was none in time.
+        """
+        runtime = self._runtime
+        run = runtime.probe if isinstance(runtime, OverlappingRuntime) else runtime.infer
+        work = asyncio.get_running_loop().run_in_executor(self._executor, run, pictures)
+        try:
+            logits = await asyncio.wait_for(asyncio.shield(work), timeout_s)
+        except TimeoutError:
+            raise InferenceFailed(f"the engine did not answer within {timeout_s:g} s") from None
+        except Exception as error:
+            raise InferenceFailed(f"the engine failed: {error}") from error
+        if not np.isfinite(logits).all():
+            raise InferenceFailed("the engine answers with what is not a number")
+
     def _timed(self, pictures: Pictures) -> tuple[Logits, float]:
-        started_s = time.perf_counter()
+        started_s = self._clock()
         logits = self._runtime.infer(pictures)
-        return logits, (time.perf_counter() - started_s) * 1e3
+        ended_s = self._clock()
+        began_s = max(started_s, min(self._ended_s, ended_s))
+        self._ended_s = max(self._ended_s, ended_s)
+        return logits, (ended_s - began_s) * 1e3
 
     def close(self) -> None:
-        """Waits for a running batch, then frees the engine."""
-        self._executor.shutdown(wait=True)
+        """Waits for running batches, then frees the engine."""
+        # One with a queue of its own answers what is in it, and waits no longer for a device that is stuck.
+        self._executor.shutdown(wait=not self._overlaps)
         self._runtime.close()

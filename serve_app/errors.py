@@ -16,12 +16,15 @@ ServeError
 `- DeadlineExceeded        504  the caller's time was up before the answer
 SetupError                      stops a start, never answers a request
 |- ConfigError                  the configuration file
-`- EngineError                  an engine folder that does not fit its manifest
+|- EngineError                  an engine folder that does not fit its manifest, or this machine
+`- GpuMissing                   no GPU, driver or GPU package where one is needed
+GpuFailed                       the GPU or TensorRT refused something, with what TensorRT logged
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -141,3 +144,24 @@ class ConfigError(SetupError):
 
 class EngineError(SetupError):
     """An engine folder is missing, or does not fit its manifest."""
+
+
+class GpuMissing(SetupError):
+    """No GPU, driver or GPU package where one is needed."""
+
+
+class GpuFailed(Exception):
+    """The GPU or TensorRT refused something while an engine was opened or run.
+
+    Args:
+        what: was being done.
+        lines: what TensorRT logged meanwhile, often the only reason there is.
+    """
+
+    def __init__(self, what: str, lines: Sequence[str] = ()) -> None:
+        super().__init__(f"{what}; TensorRT said: {' | '.join(lines)}" if lines else what)
+        self.what = what
+        self.lines = tuple(lines)
+
+    def __reduce__(self) -> tuple[type[GpuFailed], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.what, self.lines)

@@ -101,3 +101,15 @@ def _median_ms(infer: Infer, pictures: Pictures, repeats: int, clock: Clock) -> 
         infer(pictures)
         times_ms.append((clock() - started_s) * 1e3)
     return median(times_ms)
+
+
+def padded_sizes(table: LatencyTable, max_batch_size: int, gain: float = 0.1) -> list[int]:
+    """The batch size that n pictures should run in, for n from 0 to `max_batch_size`: n itself, or a measured larger
+    size that takes less time by `gain`. Engines are tuned for some sizes, and may be slower at odd ones in between.
+    """
+    sizes = list(range(max_batch_size + 1))
+    for n in range(1, max_batch_size + 1):
+        larger = [(ms, size) for size, ms in table.as_dict().items() if n < size <= max_batch_size]
+        if larger and min(larger)[0] < table.estimate_ms(n) * (1 - gain):
+            sizes[n] = min(larger)[1]
+    return sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import io
 import json
@@ -25,6 +26,7 @@ import yaml
 from serve_app.errors import ConfigError, SetupError
 from serve_app.lint import OUR_APPLICATION
 from serve_app.runtime import available_cores
+from serve_app.settings import needs_gpu, parse_settings
 
 DEFAULT_PORT = 8000
 FAST_INGRESS_ENV = {
@@ -57,13 +59,22 @@ _SIDE_PORTS = {
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
 }
 _PR_SET_CHILD_SUBREAPER = 36
+CPUS_PER_STAND_IN = 4
 
 
 class StartFailed(SetupError):
     """The service did not come up."""
 
 
-def start(config_path: Path, config: dict[str, Any], *, port: int | None, logs: bool, ready_timeout_s: float) -> None:
+def start(
+    config_path: Path,
+    config: dict[str, Any],
+    *,
+    port: int | None,
+    logs: bool,
+    ready_timeout_s: float,
+    stand_in_gpus: int = 0,
+) -> None:
     """Starts Ray Serve with `config`, says when it is ready, and runs until Ctrl-C or SIGTERM.
 
     `set_environment` comes before, and before the lint, which imports Ray.
@@ -74,6 +85,7 @@ def start(config_path: Path, config: dict[str, Any], *, port: int | None, logs: 
         port: overrides the configuration's port.
         logs: Ray's and the replicas' log lines go to this terminal; otherwise to Ray's session folder only.
         ready_timeout_s: how long a start may take.
+        stand_in_gpus: GPUs to claim that are not there, for a configuration `with_stand_in`.
 
     Raises:
         StartFailed: a busy port, or an application that does not come up; says why.
@@ -83,7 +95,7 @@ def start(config_path: Path, config: dict[str, Any], *, port: int | None, logs: 
     _require_free(http["host"], http["port"])
     _adopt_orphans()
     _on_stop_signals(_interrupt)
-    with _ray(logs):
+    with _ray(logs, stand_in_gpus):
         _say(f"starting Ray Serve with {config_path} ...")
         began_s = time.monotonic()
         _deploy(config | {"http_options": http}, logs)
@@ -166,15 +178,16 @@ def _on_stop_signals(handler: Callable[[int, FrameType | None], None] | signal.H
 
 
 @contextmanager
-def _ray(logs: bool) -> Iterator[None]:
+def _ray(logs: bool, stand_in_gpus: int = 0) -> Iterator[None]:
     """A Ray of our own for the length of the block; afterwards none of its processes is left."""
     import ray  # after the environment is set
 
     try:
         ray.init(
             namespace="serve",
-            # Two one-CPU replicas must fit on a one-core machine too.
-            num_cpus=max(2, available_cores()),
+            # Two one-CPU replicas must fit on a one-core machine too, and invented GPUs come with invented CPUs.
+            num_cpus=max(2, available_cores(), CPUS_PER_STAND_IN * stand_in_gpus),
+            num_gpus=stand_in_gpus or None,
             log_to_driver=logs,
             logging_level="INFO" if logs else "ERROR",
             include_dashboard=False,
@@ -263,7 +276,11 @@ def _metrics_port() -> int:
 def _described(model: Mapping[str, Any]) -> str:
     text = f"{model['name']}, {model['backend']} {model['precision']}, {model['num_classes']} classes, "
     text += f"preprocessing {model['preprocess']}, {model['placement']}"
-    return text if model["trained"] else f"{text}\n  WARNING: its weights are untrained, its answers mean nothing"
+    if not model["trained"]:
+        text += "\n  WARNING: its weights are untrained, its answers mean nothing"
+    if model["device"] == "stand_in":
+        text += "\n  WARNING: the CPU stands in for a GPU, to rehearse the configuration; it is no faster than a CPU"
+    return text
 
 
 def _reason(message: str) -> str:
@@ -285,11 +302,29 @@ def check_application(config: Mapping[str, Any]) -> None:
         SetupError: says what to build.
     """
     from serve_app.engines import find_engine
-    from serve_app.settings import parse_settings
+    from serve_app.plans import find_plan
+    from serve_app.runtime.tensorrt.machine import this_machine
 
     applications = config.get("applications")
     if not applications:
         raise ConfigError("the configuration has no applications; start from configs/local.yaml")
     for application in applications:
         if application.get("import_path") == OUR_APPLICATION:
-            find_engine(parse_settings(application.get("args") or {}).engine)
+            settings = parse_settings(application.get("args") or {})
+            machine = this_machine() if needs_gpu(settings) else None
+            folder, manifest = find_engine(settings.engine)
+            if machine:
+                find_plan(folder, manifest, machine, settings.batching.max_batch_size)
+
+
+def with_stand_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with a CPU in the place of every GPU, to rehearse it on this machine."""
+    changed = copy.deepcopy(dict(config))
+    applications = changed.get("applications")
+    for application in applications if isinstance(applications, list) else []:
+        if isinstance(application, dict) and application.get("import_path") == OUR_APPLICATION:
+            args = application["args"] = application.get("args") or {}
+            runtime = (args.get("runtime") or {}) if isinstance(args, dict) else None
+            if isinstance(runtime, dict):  # what is not is left for the lint to name
+                args["runtime"] = {**runtime, "device": "stand_in"}
+    return changed

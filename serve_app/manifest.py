@@ -17,18 +17,18 @@ from serve_app.errors import EngineError
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
-Backend = Literal["onnx", "openvino", "torchscript", "simulated"]
-Precision = Literal["fp32", "int8"]
+Backend = Literal["onnx", "openvino", "torchscript", "tensorrt", "simulated"]
+Precision = Literal["fp32", "fp16", "int8"]
 Interpolation = Literal["bilinear", "bicubic"]
 Triple = tuple[float, float, float]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Frozen(BaseModel):
+class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class InputSpec(_Frozen):
+class InputSpec(FrozenModel):
     """How a picture becomes engine input: torchvision's classification preset in numbers.
 
     The shorter side is resized to `resize_size`, the centre `height` x `width` is cut out. `mean` and `std`
@@ -43,7 +43,7 @@ class InputSpec(_Frozen):
     std: Triple = (0.229, 0.224, 0.225)
 
 
-class Weights(_Frozen):
+class Weights(FrozenModel):
     """Where the weights came from; `sha256` is of the weights file (of the seeded tensors when untrained)."""
 
     source: Literal["torchvision", "package", "file", "untrained"]
@@ -51,7 +51,7 @@ class Weights(_Frozen):
     sha256: Sha256
 
 
-class Accuracy(_Frozen):
+class Accuracy(FrozenModel):
     """Share of labelled pictures (0..1) whose label is first, or among the first three."""
 
     pictures: int
@@ -60,7 +60,7 @@ class Accuracy(_Frozen):
     reference_top1: float = Field(description="the same for torch eager, on the same pictures")
 
 
-class Verification(_Frozen):
+class Verification(FrozenModel):
     """What `engine-build verify` measured against torch eager.
 
     Attributes:
@@ -69,7 +69,8 @@ class Verification(_Frozen):
         top1_agreement: share (0..1) of pictures with the same first class as torch eager.
         max_logit_error: largest absolute difference of any logit.
         accuracy: only where labels were given.
-        latency_ms: batch size -> median milliseconds per batch, with `threads` threads on the building machine.
+        latency_ms: batch size -> median milliseconds per batch, with `threads` threads on the building machine; empty
+            where that machine is not the kind that serves.
     """
 
     pictures: int
@@ -81,7 +82,7 @@ class Verification(_Frozen):
     threads: int
 
 
-class Manifest(_Frozen):
+class Manifest(FrozenModel):
     """Contents of `manifest.json`. `artifact` is the file the runtime opens; `files` maps every file to its sha256."""
 
     format_version: Literal[1] = 1

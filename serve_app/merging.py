@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from serve_app.batching import SEEN_S
 from serve_app.engines import Engine, EngineThread
 from serve_app.metrics import Metrics
 from serve_app.recent import RecentlySeen
+from serve_app.runtime import OverlappingRuntime
 from serve_app.settings import BatchingSettings
 from serve_app.tuning import Tuner
 from serve_app.types import Chunk, ChunkScores, Logits, Pictures, SentBecause
 
 Clock = Callable[[], float]
+CHECK_TIMEOUT_S = 10.0
+"""A health check waits for its turn behind the batches that run."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +39,7 @@ class Arrived:
 class Merger:
     """Runs merged chunks through one engine, without the pictures that are late by then.
 
-    Lives on one event loop; batches run one after the other.
+    Lives on one event loop; as many batches run at once as the engine takes (`concurrent_batches`).
 
     Args:
         engine: warmed up to its `max_batch_size`.
@@ -58,7 +62,8 @@ class Merger:
         self.engine = engine
         self.tuner = Tuner(engine.latency, batching)
         self._thread = EngineThread(engine.runtimes[0])
-        self._buffer = np.empty((engine.max_batch_size, spec.height, spec.width, 3), np.uint8)
+        self.concurrent_batches = self._thread.callers
+        self._buffers = self._thread.buffers(engine.max_batch_size, (spec.height, spec.width, 3))
         self._metrics = metrics
         self._clock = clock
         self._held: set[Arrived] = set()
@@ -122,10 +127,13 @@ class Merger:
 
     async def _infer(self, chunks: Sequence[Pictures], late: NDArray[np.bool_]) -> tuple[Logits, float]:
         """Logits of all pictures, zeros for the late ones, and milliseconds of the engine."""
-        size = len(self._buffer)
-        if len(late) <= size and not late.any():  # nearly always
-            pictures = np.concatenate(chunks, out=self._buffer[: len(late)])
-            return await self._thread.run(pictures)
+        size = self.engine.max_batch_size
+        if len(late) <= size and not late.any() and self._buffers:  # nearly always
+            buffer = self._buffers.pop()
+            try:
+                return await self._thread.run(np.concatenate(chunks, out=buffer[: len(late)]))
+            finally:
+                self._buffers.append(buffer)
         wanted = np.concatenate(chunks)[~late]
         logits = np.zeros((len(late), self.engine.manifest.num_classes), np.float32)
         rows, total_ms = [], 0.0
@@ -145,6 +153,24 @@ class Merger:
         waited_s = now_s - min(one.since_s for one in batch)
         return "deadline" if 0 < plan.wait_s <= waited_s else "idle"
 
+    async def check(self) -> None:
+        """See `check_engine`."""
+        await check_engine(self._thread, self.engine, self._metrics)
+
     def close(self) -> None:
-        """Waits for a running batch, then frees the engine."""
+        """Waits for running batches, then frees the engine."""
+        self._buffers.clear()  # they may be the engine's
         self._thread.close()
+
+
+async def check_engine(thread: EngineThread, engine: Engine, metrics: Metrics) -> None:
+    """Runs the engine behind `thread` on one picture.
+
+    Raises:
+        InferenceFailed: it fails, or does not answer in time; its cause is `GpuFailed` where the GPU failed.
+        GpuFailed: the GPU does not say how much memory it has.
+    """
+    spec, runtime = engine.manifest.input, engine.runtimes[0]
+    await thread.check(np.zeros((1, spec.height, spec.width, 3), np.uint8), CHECK_TIMEOUT_S)
+    if isinstance(runtime, OverlappingRuntime):
+        metrics.gpu_memory(await asyncio.to_thread(runtime.memory))

@@ -59,6 +59,14 @@ class RuntimeSettings(_Section):
     of the engine."""
     inference_precision: InferencePrecision = "auto"
     """`auto` lets OpenVINO compute fp32 engines in bf16 where the CPU has the instructions."""
+    device: Literal["cuda", "stand_in"] = "cuda"
+    """Of a tensorrt engine. `stand_in` runs its ONNX on the CPU behind the same threads, streams and buffers: to
+    rehearse a GPU configuration where there is no GPU."""
+    batches_on_gpu: Annotated[int, Field(ge=1, le=8)] = 2
+    """tensorrt: batches on the GPU at once; while one is computed, the next is copied."""
+    cuda_graphs: bool = False
+    """tensorrt: launch each batch size as one recorded graph; saves the CPU some launches per batch, which matters for
+    small batches of small models."""
 
 
 class BatchingSettings(_Section):
@@ -123,6 +131,11 @@ class Settings(_Section):
         if limits.default_timeout_ms > limits.max_timeout_ms:
             raise ValueError("limits.default_timeout_ms is above limits.max_timeout_ms; lower it")
         return self
+
+
+def needs_gpu(settings: Settings) -> bool:
+    """Whether replicas run on a GPU: an engine for one, and no stand-in for it."""
+    return settings.engine.backend == "tensorrt" and settings.runtime.device == "cuda"
 
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]

@@ -94,3 +94,24 @@ class Timing:
     queue: float
     preprocess: float
     inference: float
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTimes:
+    """Milliseconds of one batch on the GPU, by the GPU's own clock; `pictures` of `batch_size` were not padding."""
+
+    pictures: int
+    batch_size: int
+    copy_in_ms: float
+    run_ms: float
+    copy_out_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Bytes: taken by this engine for buffers and for work space, and free and total on the whole GPU."""
+
+    buffers: int
+    engine: int
+    free: int
+    total: int

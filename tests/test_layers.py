@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 SERVE_APP = [
     ["errors", "types"],
-    ["manifest", "settings", "metrics"],
-    ["preprocess", "postprocess", "latency", "lint"],
+    ["manifest", "plans", "settings", "metrics"],
+    ["preprocess", "postprocess", "latency", "golden", "lint"],
     ["runtime", "admission", "queueing", "recent", "tuning", "autoscaling", "stages", "batching", "split", "colocated"],
     ["engines", "merging", "pipeline", "bodies"],
     ["deployments"],
@@ -21,7 +21,8 @@ SERVE_APP = [
     ["app", "launch"],
     ["cli"],
 ]
-BUILD_MAY_USE = {"errors", "types", "manifest", "settings", "preprocess", "postprocess", "latency", "runtime", "lint"}
+BUILD_MAY_USE = {"errors", "types", "manifest", "plans", "settings", "preprocess", "postprocess", "latency", "golden"}
+BUILD_MAY_USE |= {"runtime", "lint"}
 """What engine_build takes from serve_app: the code that verifies an engine must be the code that serves it."""
 
 
@@ -72,7 +73,7 @@ def test_engine_build_uses_only_the_lower_layers_of_serve_app(path: Path) -> Non
     assert used <= BUILD_MAY_USE
 
 
-PURE = ["errors", "types", "manifest", "settings", "preprocess", "postprocess", "latency", "runtime"]
+PURE = ["errors", "types", "manifest", "plans", "settings", "preprocess", "postprocess", "latency", "golden", "runtime"]
 PURE += [
     "admission",
     "queueing",

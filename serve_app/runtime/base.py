@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
-from serve_app.types import Logits, Pictures
+from serve_app.types import GpuMemory, GpuTimes, Logits, Pictures
+
+Device: TypeAlias = Literal["cuda", "stand_in"]
+"""What a TensorRT engine runs on: a GPU, or this machine's CPU in its place, to rehearse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,25 @@ class RuntimeInfo:
     backend: str
     inference_precision: str
     threads: int
+    device: str = "CPU"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuOptions:
+    """How a TensorRT engine runs.
+
+    Attributes:
+        max_batch_size: of the buffers, which are allocated once.
+        slots: batches that may be on the GPU at once: while one is computed, the next is copied.
+        cuda_graphs: launch each batch size as one recorded graph.
+        observe: told of each batch, by the GPU thread.
+    """
+
+    max_batch_size: int = 16
+    device: Device = "cuda"
+    slots: int = 2
+    cuda_graphs: bool = False
+    observe: Callable[[GpuTimes], None] | None = None
 
 
 class Runtime(Protocol):
@@ -34,6 +57,27 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Frees the engine. Later calls of `infer` fail."""
+        ...
+
+
+@runtime_checkable
+class OverlappingRuntime(Runtime, Protocol):
+    """A runtime that works for several callers at once, and takes pictures from buffers of its own without a copy.
+
+    Attributes:
+        callers: how many `infer` at once are worth it; more wait.
+        buffers: one for each of those callers, uint8 (max_batch_size, height, width, 3).
+    """
+
+    callers: int
+    buffers: Sequence[Pictures]
+
+    def probe(self, pictures: Pictures) -> Logits:
+        """As `infer`, and certain to fail where the engine did not write its output."""
+        ...
+
+    def memory(self) -> GpuMemory:
+        """At present."""
         ...
 
 
