@@ -16,7 +16,7 @@ from engine_build import openvino
 from engine_build.download import fetch
 from engine_build.errors import BuildError, WeightsUnavailable
 from engine_build.export import export_onnx
-from engine_build.pictures import PictureSet, folder_pictures, labelled_pictures, sample_pictures
+from engine_build.pictures import PictureSet, folder_pictures, labelled_pictures, sample_batch, sample_pictures
 from engine_build.progress import Steps, say
 from engine_build.quantize import calibration_pictures, quantize
 from engine_build.reference import Reference, build_reference
@@ -27,13 +27,20 @@ from engine_build.torchscript import save_torchscript
 from engine_build.verify import verify
 from engine_build.weights import LoadedWeights, file_weights, official_weights, read_labels, untrained_weights
 from engine_build.zoo import FLAGSHIP, PACKAGED, Download, ModelSpec, custom_spec, model_spec
+from serve_app.golden import Golden, write_golden
 from serve_app.manifest import Manifest, sha256_of, write_manifest
+from serve_app.runtime import Runtime, available_cores
 
-_ARTIFACTS = {"openvino": openvino.ARTIFACT, "onnx": "model.onnx", "torchscript": TORCHSCRIPT_ARTIFACT}
-_TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "openvino", "nncf", "image-serve")
+_ARTIFACTS = {
+    "openvino": openvino.ARTIFACT,
+    "onnx": "model.onnx",
+    "torchscript": TORCHSCRIPT_ARTIFACT,
+    "tensorrt": "model.onnx",
+}
+_TOOLS = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "image-serve")
 _RELU6 = {"mobilenet_v2", PACKAGED}
 # Part of the cache key of exported ONNX files: raise it whenever the same weights are exported to another graph.
-_EXPORT_REVISION = 1
+_EXPORT_REVISION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,7 @@ def _check(request: BuildRequest, engine: EngineId) -> _Job:
 
 def _build_in(staged: Path, job: _Job, store: EngineStore) -> Manifest:
     request, spec = job.request, job.spec
-    steps = Steps(3 + {"openvino": 1}.get(request.backend, 0) + (request.precision == "int8"))
+    steps = Steps(3 + (request.backend in ("openvino", "tensorrt")) + (request.precision == "int8"))
     with steps.step(f"weights of {spec.name}", has_bar=_needs_download(job)):
         weights = _load_weights(request, spec)
         reference = build_reference(spec.architecture, spec.input, len(spec.labels), weights)
@@ -128,7 +135,8 @@ def _build_in(staged: Path, job: _Job, store: EngineStore) -> Manifest:
         raise
     manifest = _manifest(staged, job, weights, calibrated_with)
     with steps.step(f"verifying against torch eager on {len(job.pictures)} pictures", has_bar=True):
-        figures = verify(staged, manifest, reference, job.pictures, max_batch=request.max_batch)
+        runtime = onnx_runtime(staged, manifest)
+        figures = verify(staged, manifest, reference, job.pictures, max_batch=request.max_batch, runtime=runtime)
     manifest = manifest.model_copy(update={"verify": figures})
     write_manifest(staged, manifest)
     return manifest
@@ -164,7 +172,30 @@ def _make_artifact(
     if job.engine.backend == "onnx":
         shutil.copyfile(onnx_path, staged / _ARTIFACTS["onnx"])
         return None
+    if job.engine.backend == "tensorrt":
+        return _make_typed(staged, job, onnx_path, steps)
     return _make_openvino(staged, job, onnx_path, steps)
+
+
+def _make_typed(staged: Path, job: _Job, onnx_path: Path, steps: Steps) -> str | None:
+    """The ONNX that TensorRT compiles, with the precision as types in it, and pictures with its answers to them."""
+    from engine_build import typed  # onnxruntime's tools take a second to import
+    from engine_build.onnx_cpu import OnnxCpuRuntime
+
+    target, calibrated_with = staged / _ARTIFACTS["tensorrt"], None
+    if job.calibration is not None:
+        with steps.step("reading the calibration pictures", has_bar=True):
+            pictures = calibration_pictures(job.calibration, job.spec.input)
+        calibrated_with = f"{len(pictures)} pictures of {job.calibration.description}"
+        with steps.step(f"quantising to int8 on {calibrated_with}", has_bar=True):
+            typed.to_int8(onnx_path, target, pictures)
+    else:
+        with steps.step(f"typing the ONNX as {job.engine.precision}"):
+            convert = typed.to_fp16 if job.engine.precision == "fp16" else typed.to_fp32
+            convert(onnx_path, target)
+    runtime, samples = OnnxCpuRuntime(target, available_cores()), sample_batch(job.spec.input)
+    write_golden(staged, Golden(samples, runtime.infer(samples)))
+    return calibrated_with
 
 
 def _make_openvino(staged: Path, job: _Job, onnx_path: Path, steps: Steps) -> str | None:
@@ -179,6 +210,15 @@ def _make_openvino(staged: Path, job: _Job, onnx_path: Path, steps: Steps) -> st
         model = openvino.read_onnx(onnx_path)
         openvino.save_ir(quantize(model, pictures, relu6=job.spec.architecture in _RELU6), staged)
     return calibrated_with
+
+
+def onnx_runtime(folder: Path, manifest: Manifest) -> Runtime | None:
+    """What runs the engine's ONNX on this CPU, where what serves it would need a GPU; None for other engines."""
+    if manifest.backend != "tensorrt":
+        return None
+    from engine_build.onnx_cpu import OnnxCpuRuntime
+
+    return OnnxCpuRuntime(folder / manifest.artifact, available_cores())
 
 
 def _onnx_cache_name(spec: ModelSpec, weights: LoadedWeights) -> str:

@@ -8,31 +8,19 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
-from engine_build.download import DEFAULT_WEIGHTS_DIR
 from engine_build.ensure import missing_engines
 from engine_build.errors import BuildError
+from engine_build.options import DEFAULT_CPU_BATCH, DEFAULT_GPU_BATCH, parser
 from engine_build.progress import say
-from engine_build.report import page, summary, table
+from engine_build.report import page, plan_summary, summary, table
 from engine_build.request import BuildRequest, Checkpoint
 from engine_build.simulate import parse_latency, simulate
-from engine_build.store import BUILDABLE, EngineStore, parse_engine_id
-from engine_build.zoo import ARCHITECTURES, FLAGSHIP, PACKAGED, check_own_name
-from serve_app.errors import SetupError
-from serve_app.manifest import MANIFEST_NAME, Precision, read_manifest
-
-_EXAMPLES = f"""\
-examples:
-  engine-build build                                     {FLAGSHIP}, or {PACKAGED} where its weights cannot be had
-  engine-build build --model resnet50 --backend onnx
-  engine-build build --model {PACKAGED} --precision int8 --calibration photos/
-  engine-build build --model resnet18 --untrained        random weights, to measure throughput
-  engine-build build --checkpoint best.pt --arch resnet18 --labels labels.txt --name birds
-  engine-build verify {FLAGSHIP}/openvino-fp32 --pictures photos/
-  engine-build simulate --name slow 1:20 16:120           computes nothing, takes its time: to rehearse scaling
-  engine-build ensure --config configs/local.yaml        what `make serve` does before it starts
-"""
+from engine_build.store import EngineStore, parse_engine_id
+from engine_build.tensorrt.compile import CompileOptions, compile_engine
+from engine_build.zoo import check_own_name
+from serve_app.errors import GpuMissing, SetupError
+from serve_app.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    _run_build(_request(arguments))
+    _run_build(_request(arguments), _compile_options(arguments) if arguments.backend == "tensorrt" else None)
     return 0
 
 
@@ -69,7 +57,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         weights_file=arguments.weights,
         pictures=arguments.pictures,
         labels_csv=arguments.labels_csv,
-        max_batch=arguments.max_batch,
+        max_batch=arguments.max_batch or DEFAULT_CPU_BATCH,
     )
     say(summary(manifest, folder))
     return 0
@@ -89,9 +77,37 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _ensure(arguments: argparse.Namespace) -> int:
-    for request in missing_engines(arguments.config, arguments.weights_dir):
+    for request, plan in missing_engines(arguments.config, arguments.weights_dir):
         say(f"engine {request.engine_id()} is not there yet, building it in {request.engines_dir}")
-        _run_build(request)
+        _run_build(request, plan)
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    arguments.backend = "tensorrt"
+    name = _run_build(_request(arguments)).engine_name
+    say(f"next, on each kind of GPU that serves it (torch is not needed there): engine-build compile {name}")
+    return 0
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    _run_compile(_engine_folder(arguments), _compile_options(arguments))
+    return 0
+
+
+def _trtexec_script(arguments: argparse.Namespace) -> int:
+    from engine_build.trtexec import write_trtexec_script  # onnx takes a moment to import
+
+    most = arguments.max_batch or DEFAULT_GPU_BATCH
+    files = write_trtexec_script(
+        _engine_folder(arguments),
+        arguments.out,
+        max_batch=most,
+        opt_batch=arguments.opt_batch or min(16, most),
+        workspace_mib=arguments.workspace_mib,
+    )
+    say("\n".join(str(path) for path in files))
+    say(f"copy {arguments.out} to the machine with the GPU, and run build.sh there")
     return 0
 
 
@@ -102,12 +118,39 @@ def _simulate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_build(request: BuildRequest) -> None:
+def _run_build(request: BuildRequest, plan: CompileOptions | None = None) -> Manifest:
+    """Builds; a TensorRT engine is compiled too, if it is said how."""
     from engine_build.build import build  # torch takes seconds to import
 
     manifest = build(request)
     folder = EngineStore(request.engines_dir).folder(parse_engine_id(manifest.engine_name))
     say(summary(manifest, folder))
+    try:
+        if plan is not None:
+            _run_compile(folder, plan)
+    except GpuMissing as error:
+        raise BuildError(
+            f"{manifest.engine_name} is prepared in {folder} but not compiled: {error}; where the GPU is, run: "
+            f"engine-build compile {manifest.engine_name} --engines-dir DIR"
+        ) from None
+    return manifest
+
+
+def _run_compile(folder: Path, options: CompileOptions) -> None:
+    record, path = compile_engine(folder, options)
+    say(f"{path}\n  {plan_summary(record)}")
+
+
+def _compile_options(arguments: argparse.Namespace) -> CompileOptions:
+    most = arguments.max_batch or DEFAULT_GPU_BATCH
+    return CompileOptions(
+        max_batch=most,
+        opt_batch=arguments.opt_batch or min(16, most),
+        tf32=arguments.tf32,
+        workspace_mib=arguments.workspace_mib,
+        optimization_level=arguments.optimization_level,
+        force=arguments.force,
+    )
 
 
 def _request(arguments: argparse.Namespace) -> BuildRequest:
@@ -126,7 +169,7 @@ def _request(arguments: argparse.Namespace) -> BuildRequest:
         calibration=arguments.calibration,
         pictures=arguments.pictures,
         labels_csv=arguments.labels_csv,
-        max_batch=arguments.max_batch,
+        max_batch=arguments.max_batch or DEFAULT_CPU_BATCH,
         force=arguments.force,
     )
     request.engine_id().check_buildable()
@@ -166,106 +209,17 @@ def _at(error: OSError) -> str:
     return f" at {error.filename}" if error.filename else ""
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 512:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 512")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="engine-build",
-        description="Builds inference engines from torch models, and checks each against torch before it is kept.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    return parser(
+        {
+            "build": _build,
+            "prepare": _prepare,
+            "compile": _compile,
+            "trtexec-script": _trtexec_script,
+            "verify": _verify,
+            "list": _list,
+            "info": _info,
+            "simulate": _simulate,
+            "ensure": _ensure,
+        }
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_build(commands)
-    verify = _command(commands, "verify", _verify, "compare an engine on disk with torch again, and renew its figures")
-    _add_engine(verify)
-    verify.add_argument("--weights", type=Path, metavar="FILE", help="the weights, if a local file was built from")
-    _add_comparison(verify)
-    _add_weights_dir(verify)
-    _command(commands, "list", _list, "list the engines there are")
-    info = _command(commands, "info", _info, "everything known of one engine")
-    _add_engine(info)
-    info.add_argument("--json", action="store_true", help="print the manifest as it is")
-    simulated = _command(commands, "simulate", _simulate, "write an engine that only takes time, to rehearse scaling")
-    simulated.add_argument("--name", required=True, help="what the service calls it")
-    simulated.add_argument(
-        "batch_ms", nargs="+", metavar="SIZE:MS", help="milliseconds of a batch of that size; a line between sizes"
-    )
-    ensure = commands.add_parser("ensure", help="build what a configuration file needs and is not there yet")
-    ensure.set_defaults(run=_ensure)
-    ensure.add_argument("--config", type=Path, required=True, metavar="YAML", help="a Serve configuration file")
-    _add_weights_dir(ensure)
-    return parser
-
-
-def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    build = _command(commands, "build", _build, "build one engine")
-    build.epilog, build.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
-    build.add_argument(
-        "--model",
-        choices=("auto", *ARCHITECTURES),
-        default="auto",
-        help=f"default auto: {FLAGSHIP}, or {PACKAGED} where the weights of the first cannot be had",
-    )
-    build.add_argument(
-        "--backend", choices=sorted({backend for backend, _ in BUILDABLE}), default="openvino", help="default openvino"
-    )
-    build.add_argument("--precision", choices=get_args(Precision), default="fp32", help="default fp32")
-    weights = build.add_mutually_exclusive_group()
-    weights.add_argument("--weights", type=Path, metavar="FILE", help="a local file instead of the download")
-    weights.add_argument("--untrained", action="store_true", help="seeded random weights, to measure throughput")
-    _add_checkpoint(build)
-    build.add_argument("--calibration", type=Path, metavar="DIR", help="int8: real pictures, some hundred are enough")
-    _add_comparison(build)
-    _add_weights_dir(build)
-    build.add_argument("--force", action="store_true", help="build even what is there")
-
-
-def _add_checkpoint(build: argparse.ArgumentParser) -> None:
-    own = build.add_argument_group("your own weights")
-    own.add_argument("--checkpoint", type=Path, metavar="FILE", help="a state_dict, alone or in a training checkpoint")
-    own.add_argument("--arch", choices=ARCHITECTURES, help="what it is a checkpoint of")
-    own.add_argument("--labels", type=Path, metavar="FILE", help="one label per line, in the order of the classes")
-    own.add_argument("--name", help="what the service calls it; default: the file's name without its ending")
-
-
-def _add_comparison(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--pictures", type=Path, metavar="DIR", help="compare on these; default: sample photographs")
-    command.add_argument(
-        "--labels-csv",
-        type=Path,
-        metavar="FILE",
-        help="columns file,class_id, to report accuracy; default: labels.csv in the folder of pictures, if it is there",
-    )
-    command.add_argument(
-        "--max-batch", type=_positive, default=16, metavar="N", help="measure latency up to this batch size; default 16"
-    )
-
-
-def _add_engine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("engine", metavar="ENGINE", help="MODEL/BACKEND-PRECISION, or the path of an engine folder")
-
-
-def _add_weights_dir(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--weights-dir",
-        type=Path,
-        default=DEFAULT_WEIGHTS_DIR,
-        metavar="DIR",
-        help=f"where downloaded weights are kept; default {DEFAULT_WEIGHTS_DIR}",
-    )
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: object, help_text: str
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-    command.set_defaults(run=run)
-    command.add_argument(
-        "--engines-dir", type=Path, default=Path("engines"), metavar="DIR", help="where engines are; default engines"
-    )
-    return command

@@ -8,23 +8,29 @@ from typing import Any
 from engine_build.errors import BuildError
 from engine_build.progress import say
 from engine_build.request import BuildRequest
-from engine_build.store import EngineId, EngineStore
+from engine_build.store import EngineId, EngineStore, parse_engine_id
+from engine_build.tensorrt.compile import CompileOptions
 from engine_build.zoo import ARCHITECTURES, FLAGSHIP, PACKAGED
-from serve_app.errors import ConfigError
+from serve_app.errors import ConfigError, EngineError
 from serve_app.lint import load_config
 from serve_app.manifest import Manifest
+from serve_app.plans import Machine, find_plan
 from serve_app.settings import Settings, parse_settings
 
+Missing = tuple[BuildRequest, CompileOptions | None]
+"""An engine to build, and how it is compiled if it is for a GPU."""
 
-def missing_engines(config: Path, weights_dir: Path) -> list[BuildRequest]:
+
+def missing_engines(config: Path, weights_dir: Path) -> list[Missing]:
     """What has to be built before the service can start with this file; says what is there already.
 
     Raises:
         ConfigError: not a Serve configuration file, or unknown keys in it.
+        GpuMissing: the engine is for a GPU, and this machine has none.
         BuildError: an engine is missing that cannot be built without more being known; says by which command.
     """
-    requests = [_request(settings, weights_dir) for settings in read_settings(config)]
-    return [request for request in dict.fromkeys(requests) if not _is_there(request)]
+    wanted = [(_request(settings, weights_dir), _plan(settings)) for settings in read_settings(config)]
+    return [one for one in dict.fromkeys(wanted) if not _is_there(*one)]
 
 
 def read_settings(config: Path) -> list[Settings]:
@@ -62,15 +68,36 @@ def _request(settings: Settings, weights_dir: Path) -> BuildRequest:
     )
 
 
-def _is_there(request: BuildRequest) -> bool:
+def _plan(settings: Settings) -> CompileOptions | None:
+    if settings.engine.backend != "tensorrt" or settings.runtime.device == "stand_in":
+        return None
+    most = settings.batching.max_batch_size
+    return CompileOptions(max_batch=most, opt_batch=min(16, most))
+
+
+def _is_there(request: BuildRequest, plan: CompileOptions | None) -> bool:
     engine = request.engine_id().check_buildable()
     store = EngineStore(request.engines_dir)
     present = _find_served(store, engine)
+    if plan is not None:
+        from serve_app.runtime.tensorrt.machine import this_machine
+
+        machine = this_machine()
+        if present and not _has_plan(store.folder(parse_engine_id(present.engine_name)), present, machine, plan):
+            return False
     if present:
         say(f"engine {present.engine_name} is ready in {request.engines_dir}")
         return True
     _check_can_build(request)
     return False
+
+
+def _has_plan(folder: Path, manifest: Manifest, machine: Machine, plan: CompileOptions) -> bool:
+    try:
+        _, record = find_plan(folder, manifest, machine, plan.max_batch)
+    except EngineError:
+        return False
+    return record.key.profile.max_batch >= plan.max_batch
 
 
 def _find_served(store: EngineStore, engine: EngineId) -> Manifest | None:

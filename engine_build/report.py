@@ -6,6 +6,7 @@ from pathlib import Path
 
 from serve_app.errors import EngineError
 from serve_app.manifest import Manifest, Verification, read_manifest
+from serve_app.plans import PlanRecord, read_records
 
 
 def summary(manifest: Manifest, folder: Path) -> str:
@@ -18,7 +19,8 @@ def summary(manifest: Manifest, folder: Path) -> str:
     ]
     if manifest.calibration:
         lines.append(f"  calibrated {manifest.calibration}")
-    return "\n".join(lines + (_figures(manifest.verify) if manifest.verify else ["  verify     never"]))
+    lines += _figures(manifest.verify) if manifest.verify else ["  verify     never"]
+    return "\n".join(lines + (_plans(folder) if manifest.backend == "tensorrt" else []))
 
 
 def page(manifest: Manifest, folder: Path) -> str:
@@ -58,7 +60,7 @@ def _row(folder: Path) -> tuple[str, str, str, str, str, str, str]:
         str(manifest.num_classes),
         f"{figures.top1_agreement:.1%}" if figures else "-",
         f"{figures.accuracy.top1:.1%}" if figures and figures.accuracy else "-",
-        f"{min(ms / size for size, ms in figures.latency_ms.items()):.2f}" if figures else "-",
+        f"{min(ms / size for size, ms in figures.latency_ms.items()):.2f}" if figures and figures.latency_ms else "-",
         manifest.created_utc,
     )
 
@@ -80,6 +82,26 @@ def _figures(figures: Verification) -> list[str]:
             f"  accuracy   top-1 {accuracy.top1:.1%}, top-3 {accuracy.top3:.1%} of {accuracy.pictures} labelled "
             f"pictures (torch eager: top-1 {accuracy.reference_top1:.1%})"
         )
-    times = "  ".join(f"{size}: {batch_ms:.1f}" for size, batch_ms in figures.latency_ms.items())
-    lines.append(f"  latency    ms per batch of  {times}  ({figures.threads} threads)")
+    if figures.latency_ms:
+        times = "  ".join(f"{size}: {batch_ms:.1f}" for size, batch_ms in figures.latency_ms.items())
+        lines.append(f"  latency    ms per batch of  {times}  ({figures.threads} threads)")
     return lines
+
+
+def _plans(folder: Path) -> list[str]:
+    records = read_records(folder)
+    if not records:
+        return ["  plans      none; on each kind of GPU that serves it: engine-build compile"]
+    return [f"  plan       {plan_summary(record)}" for record in records]
+
+
+def plan_summary(record: PlanRecord) -> str:
+    """One line: what for, how large its batches are, what it computes in, how fast."""
+    key = record.key
+    layers = ", ".join(f"{count} {name}" for name, count in record.layer_types.items()) or "unknown"
+    best = max((1e3 * size / ms for size, ms in record.latency_ms.items()), default=0.0)
+    speed = f", {best:,.0f} pictures/s with copies" if best else ""
+    return (
+        f"{key.machine.gpu}, TensorRT {key.machine.tensorrt}, batches to {key.profile.max_batch} (tuned for "
+        f"{key.profile.opt_batch}), layers {layers}, TF32 {'on' if key.builder.tf32 else 'off'}{speed}"
+    )

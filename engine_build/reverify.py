@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine_build.build import comparison_pictures
+from engine_build.build import comparison_pictures, onnx_runtime
 from engine_build.errors import WeightsUnavailable
 from engine_build.progress import Steps
 from engine_build.reference import build_reference
@@ -43,7 +43,8 @@ def reverify(
             weights = _same_weights(manifest, weights_dir, weights_file)
             reference = build_reference(manifest.architecture, manifest.input, manifest.num_classes, weights)
         with steps.step(f"verifying against torch eager on {len(chosen)} pictures", has_bar=True):
-            figures = verify(folder, manifest, reference, chosen, max_batch=max_batch)
+            runtime = onnx_runtime(folder, manifest)
+            figures = verify(folder, manifest, reference, chosen, max_batch=max_batch, runtime=runtime)
         manifest = manifest.model_copy(update={"verify": figures})
         replace_manifest(folder, manifest)
     return manifest

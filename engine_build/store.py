@@ -27,6 +27,9 @@ BUILDABLE: tuple[tuple[Backend, Precision], ...] = (
     ("openvino", "int8"),
     ("onnx", "fp32"),
     ("torchscript", "fp32"),
+    ("tensorrt", "fp32"),
+    ("tensorrt", "fp16"),
+    ("tensorrt", "int8"),
 )
 
 

@@ -42,7 +42,7 @@ def test_every_metric_is_listed() -> None:
     assert all(f"ray_{name}" in README for name in names)
 
 
-COMMANDS = re.findall(r"^(engine-build [a-z]+ .*?|image-serve [a-z]+ .*?)(?:\s*#.*)?$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^(engine-build [a-z-]+ .*?|image-serve [a-z]+ .*?)(?:\s*#.*)?$", README, re.MULTILINE)
 
 
 def test_there_are_commands_to_check() -> None:
