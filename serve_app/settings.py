@@ -62,7 +62,7 @@ class RuntimeSettings(_Section):
     device: Literal["cuda", "stand_in"] = "cuda"
     """Of a tensorrt engine. `stand_in` runs its ONNX on the CPU behind the same threads, streams and buffers: to
     rehearse a GPU configuration where there is no GPU."""
-    batches_on_gpu: Annotated[int, Field(ge=1, le=8)] = 2
+    batches_on_gpu: Annotated[int, Field(ge=1, le=2)] = 2
     """tensorrt: batches on the GPU at once; while one is computed, the next is copied."""
     cuda_graphs: bool = False
     """tensorrt: launch each batch size as one recorded graph; saves the CPU some launches per batch, which matters for

@@ -3,11 +3,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scripts.local_service import ROOT
+from serve_app import launch
 from serve_app.cli import main
+from serve_app.lint import OUR_APPLICATION
+from tests.tiny_engine import make_gpu_engine
 
 LOCAL = str(ROOT / "configs" / "local.yaml")
 
@@ -38,3 +42,49 @@ def test_ray_is_not_imported_before_its_environment_is_set() -> None:
     """Ray Serve freezes its variables at import; the command sets them first."""
     code = "import sys, serve_app.cli; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.fixture
+def gpu_config(tmp_path: Path) -> Path:
+    make_gpu_engine(tmp_path / "engines", precision="fp16")
+    path = tmp_path / "gpu.yaml"
+    path.write_text(
+        f"applications:\n- name: a\n  import_path: {OUR_APPLICATION}\n  args:\n    placement: split\n"
+        f"    engine: {{engines_dir: {tmp_path / 'engines'}, model: fake, backend: tensorrt, precision: fp16}}\n"
+    )
+    return path
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="this machine has an NVIDIA driver")
+@pytest.mark.parametrize("config", ["prod.yaml", "edge.yaml"])
+def test_a_gpu_configuration_without_a_gpu_is_one_line(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["start", str(ROOT / "configs" / config)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("image-serve: this machine has no NVIDIA driver")
+    assert "configs/cpu.yaml" in said
+    assert "--stand-in-gpus 1" in said
+
+
+def test_gpus_that_are_not_there_are_claimed_for_the_stand_in(
+    gpu_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[Any, int]] = []
+
+    def start(path: Path, config: dict[str, Any], *, stand_in_gpus: int, **options: Any) -> None:
+        started.append((config["applications"][0]["args"]["runtime"], stand_in_gpus))
+
+    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(launch, "set_environment", lambda env, logs: None)
+    for name, value in launch.FAST_INGRESS_ENV.items():
+        monkeypatch.setenv(name, value)
+    assert main(["start", str(gpu_config), "--stand-in-gpus", "2"]) == 0
+    assert started == [({"device": "stand_in"}, 2)]
+
+
+@pytest.mark.parametrize("number", ["-1", "one", "1.5"])
+def test_a_number_of_gpus_is_a_number(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["start", f"--stand-in-gpus={number}"])
+    assert end.value.code == 2
+    assert f"{number!r} is not a number of GPUs" in capsys.readouterr().err

@@ -12,9 +12,16 @@ import pytest
 import torch
 
 from engine_build.cli import main
+from engine_build.ensure import missing_engines
+from engine_build.errors import BuildError
+from engine_build.report import summary
+from engine_build.tensorrt.compile import CompileOptions
 from engine_build.zoo import new_module
 from serve_app.manifest import read_manifest
+from serve_app.plans import PlanKey
 from tests.engine_helpers import SAMPLES, SMALL, SMALL_ENGINE, leftovers, own_engines, small_engines
+from tests.test_plans import HERE, KEY, add_plan, with_change
+from tests.tiny_engine import make_gpu_engine
 
 COMMAND = Path(sys.executable).with_name("engine-build")
 
@@ -192,3 +199,121 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         assert process.wait(60) == 130
     assert leftovers(tmp_path) == []
     assert not list(tmp_path.glob("*/*fp32"))
+
+
+no_driver = pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="this machine has an NVIDIA driver")
+ON_GPU = "backend: tensorrt, precision: fp16, model: fake"
+
+
+@pytest.fixture
+def on_this_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.runtime.tensorrt.machine.this_machine", lambda: HERE)
+
+
+@no_driver
+def test_what_needs_a_gpu_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = make_gpu_engine(tmp_path, precision="fp16")
+    before = sorted(path.name for path in folder.iterdir())
+    path = config(tmp_path, f"{{{ON_GPU}, engines_dir: {tmp_path}}}")
+    for argv in (["ensure", "--config", path], ["compile", str(folder)]):
+        line = failure(capsys, *argv)
+        assert "this machine has no NVIDIA driver (libcuda.so.1)" in line
+        assert "configs/cpu.yaml" in line
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_compile_wants_a_tensorrt_engine_and_batches_that_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], on_this_gpu: None
+) -> None:
+    folder, _ = make_gpu_engine(tmp_path, precision="fp16")
+    line = failure(capsys, "compile", str(folder), "--max-batch", "8", "--opt-batch", "9")
+    assert "--opt-batch 9 is not between 1 and --max-batch 8; lower it" in line
+    assert "no engine at" in failure(capsys, "compile", "none/tensorrt-fp16", "--engines-dir", str(tmp_path))
+    (tmp_path / "other").mkdir()
+    simulated = ["simulate", "--name", "other", "1:5", "--engines-dir", str(tmp_path)]
+    assert main(simulated) == 0
+    line = failure(capsys, "compile", "other/simulated-fp32", "--engines-dir", str(tmp_path))
+    assert "is not a TensorRT engine; make one with engine-build prepare" in line
+
+
+def test_prepare_says_what_it_lacks_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare = ["prepare", "--model", SMALL, "--untrained", "--engines-dir", str(tmp_path)]
+    assert "pass --calibration DIR" in failure(capsys, *prepare, "--precision", "int8")
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.usefixtures("on_this_gpu")
+def test_ensure_wants_a_plan_for_this_gpu_that_takes_the_batches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, manifest = make_gpu_engine(tmp_path, precision="fp16")
+    engine = f"{{{ON_GPU}, engines_dir: {tmp_path}}}\n    batching: {{max_batch_size: 24}}"
+    path = Path(config(tmp_path, engine))
+    key = KEY.model_copy(update={"onnx_sha256": manifest.files["model.onnx"]})
+
+    def missing() -> list[CompileOptions | None]:
+        return [plan for _, plan in missing_engines(path, tmp_path)]
+
+    wanted = [CompileOptions(max_batch=24, opt_batch=16)]
+    assert missing() == wanted
+    add_plan(folder, with_change(key, "machine.gpu", "another"))
+    assert missing() == wanted
+    add_plan(folder, with_change(key, "profile.max_batch", 23), created_utc="2026-05-01T00:00:00+00:00")
+    assert missing() == wanted
+    plan = add_plan(folder, key)  # an older one, which takes more
+    capsys.readouterr()
+    assert missing() == []
+    assert f"engine fake/tensorrt-fp16 is ready in {tmp_path}" in capsys.readouterr().out
+    plan.write_bytes(b"changed")
+    assert missing() == wanted
+
+
+def test_ensure_needs_no_gpu_for_a_stand_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_gpu_engine(tmp_path, precision="fp16")
+    path = config(tmp_path, f"{{{ON_GPU}, engines_dir: {tmp_path}}}\n    runtime: {{device: stand_in}}")
+    assert main(["ensure", "--config", path]) == 0
+    assert "fake/tensorrt-fp16 is ready" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("on_this_gpu")
+def test_what_is_compiled_is_not_compiled_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, manifest = make_gpu_engine(tmp_path, precision="fp16")
+    key = CompileOptions(max_batch=8, opt_batch=8).key(manifest, HERE)
+    plan = add_plan(folder, key)
+    capsys.readouterr()
+    assert main(["compile", str(folder), "--max-batch", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "fake/tensorrt-fp16 is already compiled for NVIDIA L4" in said
+    assert str(plan) in said
+
+
+def test_the_key_is_all_that_was_asked_for(tmp_path: Path) -> None:
+    _, manifest = make_gpu_engine(tmp_path, precision="fp16")
+    options = CompileOptions(max_batch=32, opt_batch=8, tf32=True, workspace_mib=512, optimization_level=5)
+    wanted = PlanKey.model_validate(
+        {
+            "onnx_sha256": manifest.files["model.onnx"],
+            "precision": "fp16",
+            "profile": {"min_batch": 1, "opt_batch": 8, "max_batch": 32},
+            "builder": {"tf32": True, "workspace_mib": 512, "optimization_level": 5},
+            "machine": HERE.model_dump(),
+        }
+    )
+    assert options.key(manifest, HERE) == wanted
+    for most, best in [(8, 9), (8, 0)]:
+        with pytest.raises(BuildError, match=f"--opt-batch {best} is not between 1 and --max-batch {most}"):
+            CompileOptions(max_batch=most, opt_batch=best).key(manifest, HERE)
+
+
+def test_the_summary_lists_the_plans(tmp_path: Path) -> None:
+    folder, manifest = make_gpu_engine(tmp_path, precision="fp16")
+    assert "plans      none; on each kind of GPU that serves it: engine-build compile" in summary(manifest, folder)
+    key = KEY.model_copy(update={"onnx_sha256": manifest.files["model.onnx"]})
+    add_plan(folder, key)
+    add_plan(folder, with_change(key, "builder.tf32", True), created_utc="2026-02-01T00:00:00+00:00")
+    newer, older = (line for line in summary(manifest, folder).splitlines() if line.startswith("  plan "))
+    assert newer.replace("TF32 on", "TF32 off") == older
+    assert older == (
+        "  plan       NVIDIA L4, TensorRT 11.4.0.106, batches to 64 (tuned for 16), layers 3 fp16, TF32 off, "
+        "8,000 pictures/s with copies"
+    )

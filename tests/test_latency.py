@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serve_app.latency import LatencyTable, measure_latency, table_sizes, warm_up
+from serve_app.latency import LatencyTable, measure_latency, padded_sizes, table_sizes, warm_up
 from serve_app.types import Logits, Pictures
 from tests.fakes import SHAPE, FakeClock, scores_of
 
@@ -68,3 +68,32 @@ def test_latency_is_the_median_of_repeats_without_the_first_run() -> None:
     table = measure_latency(infer, SHAPE, [2], repeats=3, clock=clock)
     assert table.as_dict() == {2: pytest.approx(200.0)}
     assert np.shape(table.sizes) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "sizes"),
+    [
+        ({1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}, [0, 1, 2, 3, 4]),
+        ({1: 1.0, 2: 2.0, 3: 5.0, 4: 3.0}, [0, 1, 2, 4, 4]),
+        ({1: 4.0, 2: 4.0, 3: 4.0, 4: 4.0}, [0, 1, 2, 3, 4]),  # no faster: no padding
+        ({1: 4.0, 2: 3.7, 3: 9.0, 4: 3.5}, [0, 4, 2, 4, 4]),  # 2 gains 7 % on 1, 4 gains 12 %
+        ({1: 9.0, 2: 9.0, 3: 2.0, 4: 2.0}, [0, 3, 3, 3, 4]),  # of two as fast the smaller
+        ({1: 8.0, 4: 4.0}, [0, 4, 4, 4, 4]),  # 2 and 3 lie on the line between
+        ({1: 2.0, 4: 8.0}, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_a_batch_is_padded_only_where_that_is_faster(latency_ms: dict[int, float], sizes: list[int]) -> None:
+    assert padded_sizes(LatencyTable.of(latency_ms), 4) == sizes
+
+
+def test_a_batch_is_padded_to_no_more_than_the_largest() -> None:
+    table = LatencyTable.of({1: 9.0, 2: 9.0, 4: 3.0, 8: 1.0})
+    assert padded_sizes(table, 3) == [0, 1, 2, 3]
+    assert padded_sizes(table, 4) == [0, 4, 4, 4, 4]
+    assert padded_sizes(table, 8) == [0] + [8] * 8
+
+
+def test_how_much_faster_it_has_to_be_can_be_said() -> None:
+    table = LatencyTable.of({1: 10.0, 2: 8.0})
+    assert padded_sizes(table, 2, gain=0.19) == [0, 2, 2]
+    assert padded_sizes(table, 2, gain=0.21) == [0, 1, 2]

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import copy
 import os
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from serve_app import launch
-from serve_app.errors import ConfigError
+from serve_app.errors import ConfigError, EngineError, GpuMissing
+from serve_app.lint import OUR_APPLICATION
+from tests.test_plans import HERE, KEY, add_plan, with_change
+from tests.tiny_engine import make_gpu_engine
 
 
 def test_a_free_port_passes_and_a_taken_one_names_its_owner() -> None:
@@ -79,6 +85,85 @@ def test_the_telling_line_of_a_traceback_is_shown() -> None:
 
 def test_untrained_weights_are_announced() -> None:
     model = {"name": "resnet18", "backend": "onnx", "precision": "fp32", "num_classes": 5, "preprocess": "exact"}
-    model |= {"placement": "split", "trained": False}
+    model |= {"placement": "split", "trained": False, "device": "cpu"}
     assert "WARNING" in launch._described(model)
     assert "WARNING" not in launch._described(model | {"trained": True})
+
+
+def test_a_cpu_in_place_of_a_gpu_is_announced() -> None:
+    model = {"name": "resnet18", "backend": "tensorrt", "precision": "fp16", "num_classes": 5, "preprocess": "exact"}
+    model |= {"placement": "split", "trained": True, "device": "stand_in"}
+    assert "the CPU stands in for a GPU" in launch._described(model)
+    assert "WARNING" not in launch._described(model | {"device": "cuda"})
+
+
+def gpu_config(**args: Any) -> dict[str, Any]:
+    return {"applications": [{"name": "ours", "import_path": OUR_APPLICATION, "args": args}]}
+
+
+ON_GPU = {"backend": "tensorrt", "precision": "fp16", "model": "fake"}
+
+
+def test_every_application_of_ours_gets_a_stand_in_and_nothing_else_changes() -> None:
+    ours = {"engine": ON_GPU, "runtime": {"threads": 2, "device": "cuda"}}
+    config = gpu_config(**ours)
+    config["applications"] += [
+        {"name": "bare", "import_path": OUR_APPLICATION},
+        {"name": "empty", "import_path": OUR_APPLICATION, "args": {"runtime": None}},
+        {"name": "other", "import_path": "other:app", "args": {"runtime": {"device": "cuda"}}},
+    ]
+    before = copy.deepcopy(config)
+    changed = launch.with_stand_in(config)
+    assert config == before
+    first, bare, empty, other = changed["applications"]
+    assert first["args"] == {"engine": ON_GPU, "runtime": {"threads": 2, "device": "stand_in"}}
+    assert bare["args"] == empty["args"] == {"runtime": {"device": "stand_in"}}
+    assert other == before["applications"][3]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"applications": None},
+        {"applications": {"a": 1}},
+        {"applications": ["text", None, 3]},
+        gpu_config() | {"applications": [{"import_path": OUR_APPLICATION, "args": ["a"]}]},
+        gpu_config(runtime=["a"]),
+    ],
+)
+def test_what_is_malformed_is_left_for_the_lint_to_name(config: dict[str, Any]) -> None:
+    assert launch.with_stand_in(config) == config
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    make_gpu_engine(tmp_path, precision="fp16")
+    return tmp_path
+
+
+def settings(engines_dir: Path, **more: Any) -> dict[str, Any]:
+    return gpu_config(engine={**ON_GPU, "engines_dir": str(engines_dir)}, **more)
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), reason="this machine has an NVIDIA driver")
+def test_a_gpu_engine_is_refused_without_a_gpu_and_rehearsed_with_a_stand_in(engine: Path) -> None:
+    with pytest.raises(GpuMissing, match="no NVIDIA driver"):
+        launch.check_application(settings(engine))
+    launch.check_application(launch.with_stand_in(settings(engine)))
+    with pytest.raises(EngineError, match="engine-build"):
+        launch.check_application(launch.with_stand_in(settings(engine / "none")))
+
+
+def test_before_ray_starts_there_is_a_plan_for_this_gpu(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.runtime.tensorrt.machine.this_machine", lambda: HERE)
+    folder = engine / "fake" / "tensorrt-fp16"
+    with pytest.raises(EngineError, match="not compiled for any GPU yet"):
+        launch.check_application(settings(engine))
+    onnx_sha256 = make_gpu_engine(engine, "same", precision="fp16")[1].files["model.onnx"]
+    key = KEY.model_copy(update={"onnx_sha256": onnx_sha256})
+    add_plan(folder, with_change(key, "machine.gpu", "NVIDIA H100"))
+    with pytest.raises(EngineError, match=r"gpu \(NVIDIA H100 in the plan, NVIDIA L4 here\)"):
+        launch.check_application(settings(engine))
+    add_plan(folder, key)
+    launch.check_application(settings(engine))

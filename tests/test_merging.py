@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from serve_app.engines import Engine
+from serve_app.errors import InferenceFailed
 from serve_app.latency import LatencyTable
 from serve_app.merging import Merger
 from serve_app.metrics import NoMetrics
 from serve_app.runtime import RuntimeInfo
 from serve_app.settings import BatchingSettings
-from serve_app.types import Chunk, Logits, Pictures, SentBecause
+from serve_app.types import Chunk, GpuMemory, Logits, Pictures, SentBecause
 from tests.fakes import CLASSES, SHAPE, FakeClock, manifest, picture, scores_of
 
 
@@ -36,6 +39,10 @@ class FakeRuntime:
 class NotingMetrics(NoMetrics):
     def __init__(self) -> None:
         self.reasons: list[tuple[int, SentBecause]] = []
+        self.memory: list[GpuMemory] = []
+
+    def gpu_memory(self, memory: GpuMemory) -> None:
+        self.memory.append(memory)
 
     def batch(self, pictures: int, inference_ms: float, because: SentBecause) -> None:
         self.reasons.append((pictures, because))
@@ -135,7 +142,7 @@ async def test_why_a_batch_was_sent_is_told() -> None:
 async def test_close_frees_the_engine(at: Setup) -> None:
     await asyncio.to_thread(at.merger.close)
     assert at.runtime.closed
-    assert at.merger._buffer.shape[1:] == SHAPE
+    assert at.merger._buffers == []
 
 
 async def test_senders_are_told_which_replica_it_was_and_how_many_they_are(at: Setup) -> None:
@@ -145,3 +152,117 @@ async def test_senders_are_told_which_replica_it_was_and_how_many_they_are(at: S
     at.clock.advance(11)
     [scores] = await at.merger.run([at.merger.arrived(replace(chunk(1), sender="p1"))])
     assert scores.senders == 1
+
+
+class OverlappingRuntime(FakeRuntime):
+    """Two callers at once; `during` is called with the pictures of each batch."""
+
+    callers = 2
+
+    def __init__(self, during: Callable[[Pictures], None] = lambda pictures: None) -> None:
+        super().__init__()
+        self.buffers: Sequence[Pictures] = [np.zeros((8, *SHAPE), np.uint8) for _ in range(self.callers)]
+        self.during = during
+        self.probed: list[int] = []
+        self.buffers_at_close: int | None = None
+        self.still_held: Callable[[], int] = lambda: 0
+
+    def infer(self, pictures: Pictures) -> Logits:
+        self.during(pictures)
+        return super().infer(pictures)
+
+    def probe(self, pictures: Pictures) -> Logits:
+        self.probed.append(len(pictures))
+        return scores_of(pictures)
+
+    def memory(self) -> GpuMemory:
+        return GpuMemory(1, 2, 3, 4)
+
+    def close(self) -> None:
+        self.buffers_at_close = self.still_held()
+        super().close()
+
+
+class Overlapped:
+    """A merger in front of it, and which memory each batch lay in: the number of a buffer, or -1."""
+
+    def __init__(self, gate: Callable[[int], None] = lambda number: None) -> None:
+        self.places: list[int] = []
+        self.gate = gate
+        self.runtime, self.metrics = OverlappingRuntime(self._during), NotingMetrics()
+        engine = Engine(manifest(), (self.runtime,), LatencyTable.of({1: 2.0, 4: 4.0, 8: 8.0}), 8)
+        self.merger = Merger(engine, BatchingSettings(max_batch_size=8), self.metrics, clock=FakeClock())
+
+    def _during(self, pictures: Pictures) -> None:
+        owners = [at for at, buffer in enumerate(self.runtime.buffers) if np.shares_memory(buffer, pictures)]
+        self.places.append(owners[0] if owners else -1)
+        self.gate(len(self.places))
+
+    async def run(self, *values: int) -> list[int]:
+        [scores] = await self.merger.run([self.merger.arrived(chunk(*values))])
+        return classes(scores.logits)
+
+
+async def test_batches_at_once_lie_in_different_buffers_and_one_too_many_is_copied() -> None:
+    entered, gate = threading.Semaphore(0), threading.Event()
+
+    def wait(_: int) -> None:
+        entered.release()
+        assert gate.wait(10)
+
+    at = Overlapped(wait)
+    assert at.merger.concurrent_batches == 2
+    running = [asyncio.create_task(at.run(*values)) for values in ([1, 2], [3], [4, 0])]
+    for _ in running:  # the third takes the place that is kept for health checks
+        assert await asyncio.to_thread(entered.acquire, timeout=10)
+    gate.set()
+    assert await asyncio.gather(*running) == [[1, 2], [3], [4, 0]]
+    assert sorted(at.places) == [-1, 0, 1]
+    assert await at.run(2, 2) == [2, 2]
+    assert at.places[-1] in (0, 1)
+    assert len(at.merger._buffers) == 2
+    await asyncio.to_thread(at.merger.close)
+
+
+async def test_a_buffer_comes_back_from_a_batch_that_fails() -> None:
+    def fail(_: int) -> None:
+        raise RuntimeError("refused")
+
+    at = Overlapped(fail)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="refused"):
+            await at.run(1)
+    at.gate = lambda _: None
+    assert await at.run(1) == [1]
+    assert -1 not in at.places
+    await asyncio.to_thread(at.merger.close)
+
+
+async def test_buffers_are_let_go_before_the_engine_closes() -> None:
+    at = Overlapped()
+    at.runtime.still_held = lambda: len(at.merger._buffers)
+    await at.run(1)
+    await asyncio.to_thread(at.merger.close)
+    assert at.runtime.closed
+    assert at.runtime.buffers_at_close == 0
+
+
+async def test_a_check_probes_the_engine_and_tells_what_memory_it_holds() -> None:
+    at = Overlapped()
+    await at.merger.check()
+    assert at.runtime.probed == [1]
+    assert at.metrics.memory == [GpuMemory(1, 2, 3, 4)]
+    assert at.metrics.reasons == []  # it is no batch of anybody's
+    await asyncio.to_thread(at.merger.close)
+
+
+async def test_a_check_of_a_simple_engine_tells_of_no_memory(at: Setup) -> None:
+    await at.merger.check()
+    assert at.runtime.batches == [1]
+    assert at.metrics.memory == []
+
+
+async def test_a_check_that_fails_is_said_so(at: Setup) -> None:
+    at.runtime.infer = lambda pictures: 1 / 0  # type: ignore[assignment, return-value, method-assign]
+    with pytest.raises(InferenceFailed, match="division by zero"):
+        await at.merger.check()

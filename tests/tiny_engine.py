@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from serve_app.manifest import Manifest, sha256_of, write_manifest
+from serve_app.golden import GOLDEN_NAME, Golden, write_golden
+from serve_app.manifest import Manifest, Precision, sha256_of, write_manifest
 from tests.fakes import CLASSES, SHAPE, manifest
 
 WEIGHTS = np.random.default_rng(7).normal(size=(int(np.prod(SHAPE)), CLASSES)).astype(np.float32)
@@ -42,6 +43,30 @@ def make_engine(engines_dir: Path, model: str = "fake", **changes: object) -> tu
     onnx.save(onnx_model(), folder / "model.onnx")
     files = {"model.onnx": sha256_of(folder / "model.onnx")}
     fields: dict[str, object] = {"model": model, "backend": "onnx", "artifact": "model.onnx", "files": files}
+    written = manifest(**(fields | changes))
+    write_manifest(folder, written)
+    return folder, written
+
+
+def make_gpu_engine(
+    engines_dir: Path, model: str = "fake", precision: Precision = "fp32", **changes: object
+) -> tuple[Path, Manifest]:
+    """Writes `engines_dir/model/tensorrt-<precision>`, without a plan: the ONNX, and golden pictures with its answers.
+
+    The precision is in the name only.
+    """
+    folder = engines_dir / model / f"tensorrt-{precision}"
+    folder.mkdir(parents=True)
+    onnx.save(onnx_model(), folder / "model.onnx")
+    pictures = np.random.default_rng(3).integers(0, 256, (5, *SHAPE), np.uint8)
+    write_golden(folder, Golden(pictures, expected(pictures)))
+    fields: dict[str, object] = {
+        "model": model,
+        "backend": "tensorrt",
+        "precision": precision,
+        "artifact": "model.onnx",
+        "files": {name: sha256_of(folder / name) for name in ("model.onnx", GOLDEN_NAME)},
+    }
     written = manifest(**(fields | changes))
     write_manifest(folder, written)
     return folder, written

@@ -127,9 +127,8 @@ def _compiled(
     try:
         # In a thread: while TensorRT works in this one, Ctrl-C would wait until it is done.
         with ThreadPoolExecutor(1) as pool:
-            building = pool.submit(builder.build_serialized_network, network, config)
             try:
-                plan = building.result()
+                plan = pool.submit(builder.build_serialized_network, network, config).result()
             except KeyboardInterrupt:
                 bar.cancel()
                 raise

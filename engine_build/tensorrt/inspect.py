@@ -14,7 +14,7 @@ from serve_app.manifest import Precision
 _NAMES = {"int8": "int8", "fp16": "fp16", "half": "fp16", "float16": "fp16", "fp32": "fp32", "float": "fp32"}
 _WORDS = re.compile("[a-z]+[0-9]*")
 _ORDER = ("int8", "fp16", "fp32")
-LEAST_SHARE = {"fp32": 1.0, "fp16": 0.5, "int8": 0.25}
+LEAST_SHARE = {"fp32": 0.9, "fp16": 0.5, "int8": 0.25}
 """Of the layers that compute in a floating or int8 type. int8 nets keep layers in fp16: depthwise ones, the head, and
 what TensorRT puts between."""
 

@@ -33,7 +33,7 @@ class GpuOptions:
         max_batch_size: of the buffers, which are allocated once.
         slots: batches that may be on the GPU at once: while one is computed, the next is copied.
         cuda_graphs: launch each batch size as one recorded graph.
-        observe: told of each batch, by the GPU thread.
+        observe: told of each batch, by the thread that asked for it.
     """
 
     max_batch_size: int = 16

@@ -21,9 +21,18 @@ class OpenVinoRuntime:
         artifact: `model.xml` or `model.onnx`: uint8 NHWC in, logits out, dynamic batch.
         threads: inference threads.
         inference_precision: `auto` lets the plugin choose (bf16 where the CPU computes in it, fp32 elsewhere).
+        int8_kernels: False computes Q/DQ pairs as they are written, in fp32. Slow, and exact where the CPU's int8
+            kernels add in 16 bits (without VNNI) and the engine was not quantised with that in mind.
     """
 
-    def __init__(self, artifact: Path, threads: int, inference_precision: InferencePrecision = "auto") -> None:
+    def __init__(
+        self,
+        artifact: Path,
+        threads: int,
+        inference_precision: InferencePrecision = "auto",
+        *,
+        int8_kernels: bool = True,
+    ) -> None:
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
@@ -31,6 +40,8 @@ class OpenVinoRuntime:
             # Pinning counts cores from 0 in every process: two replicas would share core 0 and leave core 1 idle.
             "ENABLE_CPU_PINNING": False,
         }
+        if not int8_kernels:
+            options["LP_TRANSFORMS_MODE"] = "NO"
         if inference_precision != "auto":
             options["INFERENCE_PRECISION_HINT"] = _HINTS[inference_precision]
         compiled = ov.Core().compile_model(str(artifact), "CPU", options)

@@ -198,7 +198,7 @@ class OnnxExecution:
     ) -> None:
         self.shape, self.classes, self.max_batch_size = shape, classes, max_batch_size
         self.memory_bytes = 0
-        self._engine = OpenVinoRuntime(onnx, threads, "fp32")
+        self._engine = OpenVinoRuntime(onnx, threads, "fp32", int8_kernels=False)
 
     def enqueue(self, n: int, source: Memory, target: Memory, stream: HostStream) -> None:
         assert isinstance(source, HostMemory)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Any, TypeVar
 
 from serve_app.errors import GpuFailed, SetupError
@@ -72,7 +72,8 @@ class GpuThread:
     ) -> None:
         self._make_device, self._make_execution = make_device, make_execution
         self._size = {"slots": slots, "max_batch_size": max_batch_size}
-        self._queue: SimpleQueue[Batch | _Task | None] = SimpleQueue()
+        # Not a SimpleQueue: its `get` may wait for ever if the time is up before it waits (seen in CPython 3.11.7).
+        self._queue: Queue[Batch | _Task | None] = Queue()
         self._closing = threading.Lock()
         self._closed = False
         self._failure: BaseException | None = None
@@ -260,7 +261,8 @@ def _as_failure(error: Exception) -> GpuFailed:
         return GpuFailed(error.what, error.lines)
     # As text: a log record that some handler keeps would keep the frames, and with them what is on the device.
     logger.error("the GPU failed\n%s", "".join(traceback.format_exception(error)))
-    return GpuFailed(f"the GPU failed: {type(error).__name__}: {error}")
+    said = " ".join(str(error).split())  # messages are one line
+    return GpuFailed(f"the GPU failed: {type(error).__name__}: {said}")
 
 
 def _freed(error: BaseException) -> BaseException:

@@ -38,7 +38,9 @@ def record(stream: Any, enqueue: Callable[[], None]) -> CudaGraph:
     try:
         enqueue()
     except BaseException:
-        driver.cuStreamEndCapture(stream.handle)  # or the stream would record for ever
+        _, part = driver.cuStreamEndCapture(stream.handle)  # or the stream would record for ever
+        if part:
+            driver.cuGraphDestroy(part)
         raise
     (graph,) = _checked("cuStreamEndCapture", driver.cuStreamEndCapture(stream.handle))
     try:
