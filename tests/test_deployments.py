@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Generator
 from typing import Any
 
@@ -17,7 +18,7 @@ from serve_app.deployments import (
     Preprocessor,
     RemoteClassifier,
 )
-from serve_app.errors import InferenceFailed, NotReady, Overloaded, ServeError
+from serve_app.errors import GpuFailed, InferenceFailed, NotReady, Overloaded, ServeError
 from serve_app.lint.traps import DEFAULT_MAX_ONGOING
 from serve_app.types import Chunk, ChunkScores
 from tests.fakes import SHAPE, FakeClock, scores_of
@@ -102,8 +103,51 @@ async def test_a_chunk_whose_replica_dies_is_sent_again(gone: Exception) -> None
     assert (first.offered_pictures, second.offered_pictures) == (2, 0)  # it is the same demand
 
 
-async def test_a_chunk_is_not_sent_for_ever() -> None:
-    handle = FakeHandle(*(ActorDiedError() for _ in range(10)))
+async def test_a_chunk_whose_gpu_fails_is_sent_again() -> None:
+    handle = FakeHandle(GpuFailed("the engine did not take the batch", ["CUDA error 700"]))
+    assert (await RemoteClassifier(handle).classify(CHUNK)).batch_size == 2
+    assert [chunk.offered_pictures for chunk in handle.classify.sent] == [2, 0]
+
+
+async def _raises(error: Exception) -> None:
+    raise error
+
+
+def _failed(cause: Exception | None) -> InferenceFailed:
+    error = InferenceFailed("the engine failed")
+    error.__cause__ = cause
+    return error
+
+
+class Ended(BaseException):
+    """The process would be gone."""
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exit_now(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr(os, "_exit", exit_now)
+
+
+@pytest.mark.usefixtures("ends")
+@pytest.mark.parametrize("error", [GpuFailed("no memory"), _failed(GpuFailed("stale"))], ids=str)
+async def test_a_failed_gpu_ends_its_process(error: Exception) -> None:
+    with pytest.raises(Ended):
+        await deployments._passed(_raises(error))
+
+
+@pytest.mark.usefixtures("ends")
+@pytest.mark.parametrize("error", [_failed(None), _failed(RuntimeError("an engine on a CPU"))], ids=repr)
+async def test_other_failed_checks_are_for_serve_to_count(error: Exception) -> None:
+    with pytest.raises(InferenceFailed):
+        await deployments._passed(_raises(error))
+
+
+@pytest.mark.parametrize("gone", [ActorDiedError(), GpuFailed("stale")], ids=lambda error: type(error).__name__)
+async def test_a_chunk_is_not_sent_for_ever(gone: Exception) -> None:
+    handle = FakeHandle(*(gone for _ in range(10)))
     with pytest.raises(InferenceFailed, match="try again"):
         await RemoteClassifier(handle).classify(CHUNK)
     assert len(handle.classify.sent) == 1 + deployments.RESENDS

@@ -83,15 +83,23 @@ def test_a_batch_is_padded_to_its_planned_size_and_only_its_own_rows_come_back(a
     assert at.lanes.finish(slot)[1].batch_size == 1
 
 
-def test_an_output_that_is_not_written_is_seen_only_where_it_was_poisoned(at: OnDevice) -> None:
+def test_an_output_that_is_not_written_is_seen(at: OnDevice) -> None:
     slot = at.lanes.slots[0]
     at.lanes.submit(slot, at.staged(slot, 2), poisoned=True)
     assert_answers(at.lanes.finish(slot)[0], noise(2))
     at.execution.writes = False
     at.lanes.submit(slot, at.staged(slot, 2, seed=1))
-    assert_answers(at.lanes.finish(slot)[0], noise(2))  # what was there from before
+    with pytest.raises(GpuFailed, match="did not write its output"):  # not what was there from before
+        at.lanes.finish(slot)
+    assert np.isnan(slot.fetched[0, 0])
+    assert not np.isnan(slot.fetched[1]).any()  # one number is enough, and cheap
     at.lanes.submit(slot, at.staged(slot, 2, seed=1), poisoned=True)
-    assert np.isnan(at.lanes.finish(slot)[0]).all()
+    with pytest.raises(GpuFailed, match="did not write its output"):
+        at.lanes.finish(slot)
+    assert np.isnan(slot.fetched[:2]).all()
+    at.execution.writes = True
+    at.lanes.submit(slot, at.staged(slot, 2))
+    assert_answers(at.lanes.finish(slot)[0], noise(2))
 
 
 def test_each_slot_has_a_graph_of_each_size_and_other_sizes_do_without(at: OnDevice) -> None:

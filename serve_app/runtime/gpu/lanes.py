@@ -92,15 +92,15 @@ class Lanes:
         Args:
             pictures: pinned; they stay as they are until `finish`.
             batch_size: instead of the one planned for so many pictures.
-            poisoned: fill the output with NaN first.
+            poisoned: fill the whole output with NaN first, not only its first number.
         """
         n, events = len(pictures), slot.events
         slot.pictures, slot.batch_size = n, batch_size or self.sizes[n]
         slot.held = [pictures]
         events["begun"].record(self.in_lane)
         self.device.copy_in(slot.source, pictures, self.in_lane)
-        if poisoned:
-            self.device.copy_in(slot.target, self._stale, self.in_lane)
+        # A run may report success and write nothing; what is then fetched would be another picture's answer.
+        self.device.copy_in(slot.target, self._stale if poisoned else self._stale[:1, :1], self.in_lane)
         events["copied"].record(self.in_lane)
         self.run_lane.wait_for_event(events["copied"])
         events["started"].record(self.run_lane)
@@ -119,7 +119,11 @@ class Lanes:
             self.execution.enqueue(slot.batch_size, slot.source, slot.target, self.run_lane)
 
     def finish(self, slot: Slot) -> tuple[Logits, GpuTimes]:
-        """Waits for the slot's batch; returns a copy of its logits, without the padding's."""
+        """Waits for the slot's batch; returns a copy of its logits, without the padding's.
+
+        Raises:
+            GpuFailed: the engine wrote nothing, or what is not a number.
+        """
         events = slot.events
         events["fetched"].synchronize()
         slot.held = []
@@ -130,6 +134,8 @@ class Lanes:
             events["computed"].time_since(events["started"]),
             events["fetched"].time_since(events["fetching"]),
         )
+        if np.isnan(slot.fetched[0, 0]):
+            raise GpuFailed("the engine did not write its output, or wrote what is not a number")
         return np.array(slot.fetched[: slot.pictures]), times
 
     def record_graphs(self, batch_sizes: Sequence[int]) -> None:

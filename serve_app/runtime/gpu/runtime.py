@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -52,6 +53,8 @@ class GpuRuntime:
         self.info = RuntimeInfo("tensorrt", inference_precision, 1, lanes.device.name)
         self.callers = options.slots
         self.buffers: Sequence[Pictures] = tuple(lanes.callers_buffers)
+        self._staging = threading.Lock()
+        self._closed = False
         self._slots: SimpleQueue[Slot] = SimpleQueue()
         for slot in lanes.slots:
             self._slots.put(slot)
@@ -81,7 +84,7 @@ class GpuRuntime:
         """
         logits, _ = self._run(pictures, poisoned=True)
         if not np.isfinite(logits).all():
-            raise GpuFailed("the engine did not write its output: the answer is stale, or not a number")
+            raise GpuFailed("the engine did not write all of its output, or wrote what is not a number")
         return logits
 
     def memory(self) -> GpuMemory:
@@ -98,7 +101,9 @@ class GpuRuntime:
         Raises:
             GpuFailed: the GPU did not come to rest.
         """
-        self.buffers = ()
+        with self._staging:  # the memory of a copy that is on its way goes with the device
+            self._closed = True
+            self.buffers = ()
         self._thread.close()
 
     def _run(self, pictures: Pictures, *, poisoned: bool = False, batch_size: int | None = None) -> Answer:
@@ -116,20 +121,19 @@ class GpuRuntime:
         """The pictures in memory that the device reads by itself: where they are, if a caller put them in `buffers`."""
         if any(np.may_share_memory(pictures, buffer) for buffer in self.buffers) and pictures.flags.c_contiguous:
             return pictures
-        staging = slot.staging  # read once: closing replaces it
-        if not len(staging):
-            raise GpuFailed("the engine was closed")
-        staged = staging[: len(pictures)]
-        np.copyto(staged, pictures)
+        with self._staging:
+            if self._closed:
+                raise GpuFailed("the engine was closed")
+            staged = slot.staging[: len(pictures)]
+            np.copyto(staged, pictures)
         return staged
 
     def _warm_up(self) -> LatencyTable:
         largest = self._options.max_batch_size
         pictures = np.zeros((largest, *self._thread.lanes.execution.shape), np.uint8)
-        # The largest goes first, so that memory is reserved once. Each slot has buffers of its own.
-        for size in range(largest, 0, -1):
-            for _ in range(self._options.slots):
-                self._run(pictures[:size])
+        # The largest goes first, so that memory is reserved once, and through every slot's buffers.
+        for size in [*[largest] * self._options.slots, *range(largest - 1, 0, -1)]:
+            self._run(pictures[:size])
         slow = self._measured(pictures) > EVERY_SIZE_MS
         sizes = table_sizes(largest) if slow else list(range(1, largest + 1))
         if self._options.cuda_graphs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import traceback
@@ -24,6 +25,8 @@ POLL_S = 0.0002
 """While a batch is on the device and there is place for another: how soon its end is noticed."""
 CLOSE_TIMEOUT_S = 30.0
 """A device that has not done by then what was queued will not."""
+EXIT_TIMEOUT_S = 5.0
+"""The same, for a process that ends with an open engine."""
 Answer = tuple[Logits, GpuTimes]
 
 
@@ -87,6 +90,7 @@ class GpuThread:
             self._closed = True
             self._thread.join()
             raise
+        atexit.register(self._close_at_exit)
 
     def submit(self, batch: Batch) -> None:
         """Queues a batch; its answer comes in `batch.answer`.
@@ -117,9 +121,15 @@ class GpuThread:
             what = f"the GPU did not come to rest within {timeout_s:g} s; end this process"
             self._give_up(what)
             raise GpuFailed(what)
+        atexit.unregister(self._close_at_exit)
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+
+    def _close_at_exit(self) -> None:
+        # Python ends daemon threads where they are, and pycuda aborts the process if a context is pushed there.
+        with suppress(GpuFailed):
+            self.close(EXIT_TIMEOUT_S)
 
     def _put(self, item: Batch | _Task) -> None:
         with self._closing:
