@@ -114,8 +114,11 @@ def _save_timings(config: trt.IBuilderConfig, path: Path) -> None:
     if cache is None:
         return
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(bytes(cache.serialize()))
-    os.replace(part, path)
+    try:
+        part.write_bytes(bytes(cache.serialize()))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _compiled(

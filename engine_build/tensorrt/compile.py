@@ -150,33 +150,40 @@ def _staged(folder: Path, content: bytes) -> Iterator[Path]:
 
 
 def _checked(staged: Path, folder: Path, manifest: Manifest, key: PlanKey) -> tuple[Difference, dict[int, float]]:
-    golden, most = read_golden(folder), key.profile.max_batch
+    most = key.profile.max_batch
     try:
-        runtime: Runtime = load_plan(staged, manifest, GpuOptions(most))
+        runtime = load_plan(staged, manifest, GpuOptions(most))
+        try:
+            found = _verified(runtime, folder, manifest, most)
+            shape = (manifest.input.height, manifest.input.width, 3)
+            latency = measure_latency(runtime.infer, shape, table_sizes(most), repeats=5)
+        finally:
+            runtime.close()
     except GpuFailed as error:
         raise CompileFailed(f"the plan does not run on the GPU it was compiled on: {error}") from error
-    try:
-        batches = range(0, len(golden.pictures), most)
-        logits = np.concatenate([runtime.infer(golden.pictures[at : at + most]) for at in batches])
-        found = difference(golden, logits, manifest.precision)
-        if wrong := problem(found, manifest.precision):
-            raise VerificationFailed(
-                f"the plan of {manifest.engine_name} answers wrongly on this GPU: {wrong}; try another precision"
-            )
-        shape = (manifest.input.height, manifest.input.width, 3)
-        latency = measure_latency(runtime.infer, shape, table_sizes(most), repeats=5)
-    except GpuFailed as error:
-        raise CompileFailed(f"the plan does not run on the GPU it was compiled on: {error}") from error
-    finally:
-        runtime.close()
     return found, {size: round(ms, 4) for size, ms in latency.as_dict().items()}
+
+
+def _verified(runtime: Runtime, folder: Path, manifest: Manifest, most: int) -> Difference:
+    golden = read_golden(folder)
+    batches = range(0, len(golden.pictures), most)
+    logits = np.concatenate([runtime.infer(golden.pictures[at : at + most]) for at in batches])
+    found = difference(golden, logits, manifest.precision)
+    if wrong := problem(found, manifest.precision):
+        raise VerificationFailed(
+            f"the plan of {manifest.engine_name} answers wrongly on this GPU: {wrong}; try another precision"
+        )
+    return found
 
 
 def _publish(staged: Path, path: Path, record: PlanRecord) -> None:
     """The record comes last: a plan without one is not there for anybody."""
     record_path = path.with_suffix(".json")
     part = record_path.with_name(f".{record_path.name}.part")
-    part.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    record_path.unlink(missing_ok=True)  # of a plan that is replaced
-    os.replace(staged, path)
-    os.replace(part, record_path)
+    try:
+        part.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        record_path.unlink(missing_ok=True)  # of a plan that is replaced
+        os.replace(staged, path)
+        os.replace(part, record_path)
+    finally:
+        part.unlink(missing_ok=True)

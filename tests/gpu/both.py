@@ -16,9 +16,11 @@ from cuda.bindings import driver
 
 from engine_build.tensorrt.compile import CompileOptions, compile_engine
 from serve_app.manifest import Manifest
-from serve_app.plans import PLANS_DIR
+from serve_app.plans import PLANS_DIR, PlanRecord, find_plan
 from serve_app.runtime import GpuOptions, load_runtime
+from serve_app.runtime.gpu import thread
 from serve_app.runtime.gpu.runtime import GpuRuntime
+from serve_app.runtime.tensorrt.machine import this_machine
 from serve_app.types import Logits, Pictures
 from tests.fakes import SHAPE
 from tests.gpu import fakecuda
@@ -74,6 +76,7 @@ class Both:
         self.ends: list[End] = []
         self.trt = make_fake(_Watching(self.cuda, self.ends))
         install(monkeypatch, self.trt)
+        monkeypatch.setattr(thread, "POLL_S", 1e-6)  # each look lets the stand-in do one thing
         self.run_ms: Callable[[int], float] = lambda n: 1.0 + n
         self.writes = True
         self.ran: list[int] = []
@@ -141,3 +144,13 @@ def assert_answers(logits: Logits, pictures: Pictures) -> None:
     """The logits are of these pictures, in this order."""
     assert logits.shape == expected(pictures).shape
     assert np.allclose(logits, expected(pictures), rtol=1e-4, atol=1e-2)
+
+
+def plans(folder: Path) -> list[str]:
+    """Files that compiling left in an engine folder, besides what it measured."""
+    return sorted(path.name for path in (folder / PLANS_DIR).glob("*") if path.suffix != ".cache")
+
+
+def found(engine: tuple[Path, Manifest]) -> PlanRecord:
+    """What a service on this machine would take."""
+    return find_plan(*engine, this_machine(), MOST)[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from cuda.bindings import driver
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from tests.gpu import fakecuda
 
@@ -28,8 +29,9 @@ from serve_app.runtime import GpuOptions, load_plan  # noqa: E402
 from serve_app.runtime.gpu.runtime import GpuRuntime  # noqa: E402
 from serve_app.runtime.tensorrt.machine import this_machine  # noqa: E402
 from serve_app.settings import EngineSettings  # noqa: E402
+from tests.fakes import CLASSES  # noqa: E402
 from tests.gpu.both import MOST, Both, assert_answers, noise  # noqa: E402
-from tests.gpu.fake_helpers import Built  # noqa: E402
+from tests.gpu.fake_helpers import network, plan_of  # noqa: E402
 from tests.gpu.fake_objects import Work  # noqa: E402
 
 OUT_OF_MEMORY, NO_DEVICE, ILLEGAL_ADDRESS, UNKNOWN = 2, 100, 700, 999
@@ -104,25 +106,6 @@ def test_others_are_served_while_one_batch_is_refused(at: Both, engine: Folder) 
     at.check()
 
 
-def network(
-    *,
-    image: int = TensorProto.UINT8,
-    logits: int = TensorProto.FLOAT,
-    shape: tuple[int | str, ...] = ("n", 4, 4, 3),
-    answer: tuple[int | str, ...] = ("n", 5),
-    outputs: int = 1,
-) -> onnx.ModelProto:
-    """Of these inputs and outputs; it computes nothing that could be checked."""
-    names = [f"logits{index}" for index in range(outputs)]
-    graph = helper.make_graph(
-        [helper.make_node("Cast", ["input"], [name], to=logits) for name in names],
-        "network",
-        [helper.make_tensor_value_info("input", image, shape)],
-        [helper.make_tensor_value_info(name, logits, answer) for name in names],
-    )
-    return helper.make_model(graph)
-
-
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -140,7 +123,7 @@ def test_a_plan_with_other_inputs_and_outputs(
 ) -> None:
     onnx.save(network(**changes), tmp_path / "model.onnx")
     with pytest.raises(GpuFailed, match=what):
-        load_plan(built(at, tmp_path, (1, 2, MOST)), engine[1], GpuOptions(MOST))
+        load_plan(plan_of(at.trt, tmp_path, (1, 2, MOST)), engine[1], GpuOptions(MOST))
     at.check()
 
 
@@ -148,19 +131,8 @@ def test_a_plan_whose_profile_does_not_hold_the_batches(at: Both, engine: Folder
     onnx.save(network(), tmp_path / "model.onnx")
     for batches in ((2, 4, MOST), (1, 2, 4)):
         with pytest.raises(GpuFailed, match=f"its profile is {batches[0]} to {batches[2]}; TensorRT said: fault"):
-            load_plan(built(at, tmp_path, batches), engine[1], GpuOptions(MOST))
+            load_plan(plan_of(at.trt, tmp_path, batches), engine[1], GpuOptions(MOST))
     at.check()
-
-
-def built(at: Both, folder: Path, batches: tuple[int, int, int]) -> Path:
-    """The plan of `folder`'s ONNX, whatever our own build would say of it."""
-    way = Built(at.trt, folder / "model.onnx")
-    assert way.parser.parse_from_file(str(way.path))
-    sizes = [size if size > 0 else 4 for size in tuple(way.network.get_input(0).shape)[1:]]
-    way.profile.set_shape("input", *((n, *sizes) for n in batches))
-    way.config.add_optimization_profile(way.profile)
-    (folder / "some.plan").write_bytes(bytes(way.builder.build_serialized_network(way.network, way.config)))
-    return folder / "some.plan"
 
 
 def test_a_file_that_is_no_plan(at: Both, engine: Folder, tmp_path: Path) -> None:
@@ -231,7 +203,7 @@ def unclean(at: Both) -> str:
 def test_every_call_of_the_driver_may_fail_later(at: Both, engine: Folder) -> None:
     for graphs in (False, True):
         runtime = at.opened(engine, slots=2, cuda_graphs=graphs)
-        for name, count in calls_of(lambda runtime=runtime: runtime.probe(noise(3))).items():
+        for name, count in calls_of(partial(runtime.probe, noise(3))).items():
             for call in range(1, min(count, 6) + 1):
                 cuda.fail(name, UNKNOWN, call=call)
                 if name == "cuEventQuery":  # asked again by waiting
@@ -327,6 +299,28 @@ def test_an_answer_that_was_not_written_is_found_by_the_probe(at: Both, engine: 
         assert_answers(runtime.probe(noise(2)), noise(2))
         runtime.close()
         at.check()
+
+
+def test_an_answer_of_which_a_part_was_not_written_is_found_by_the_probe(at: Both, engine: Folder) -> None:
+    runtime = at.opened(engine, slots=1)
+    runtime.probe(noise(3))
+    enqueue = at.trt.world.enqueue
+
+    def first_row_only(stream: int, work: Work) -> bool | None:
+        def run() -> None:
+            logits = cuda.view(work.uses[1][0], (work.batch_size, CLASSES), np.float32)
+            before = logits[1:].copy()
+            work()
+            logits[1:] = before
+
+        return enqueue(stream, Work(run, work.batch_size, work.uses))
+
+    at.trt.world.enqueue = first_row_only
+    runtime.probe(noise(1))
+    with pytest.raises(GpuFailed, match="did not write"):
+        runtime.probe(noise(3))
+    runtime.close()
+    at.check()
 
 
 def test_an_engine_that_answers_wrongly_does_not_serve(at: Both, engine: Folder, tmp_path: Path) -> None:

@@ -32,6 +32,25 @@ def write_onnx(path: Path) -> None:
     onnx.save(helper.make_model(graph), path)
 
 
+def network(
+    *,
+    image: int = TensorProto.UINT8,
+    logits: int = TensorProto.FLOAT,
+    shape: tuple[int | str, ...] = ("n", 4, 4, 3),
+    answer: tuple[int | str, ...] = ("n", 5),
+    outputs: int = 1,
+) -> onnx.ModelProto:
+    """Of these inputs and outputs; it computes nothing that could be checked."""
+    names = [f"logits{index}" for index in range(outputs)]
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["input"], [name], to=logits) for name in names],
+        "network",
+        [helper.make_tensor_value_info("input", image, shape)],
+        [helper.make_tensor_value_info(name, logits, answer) for name in names],
+    )
+    return helper.make_model(graph)
+
+
 class Built:
     """The way from an ONNX file to an execution context, with a logger that collects errors."""
 
@@ -68,6 +87,21 @@ class Built:
 
     def engine(self) -> Any:
         return self.trt.Runtime(self.log).deserialize_cuda_engine(self.plan())
+
+
+def plan_of(fake: FakeTensorRT, folder: Path, batches: tuple[int, int, int]) -> Path:
+    """Writes the plan of `folder`'s ONNX beside it, whatever our own build would say of it.
+
+    Args:
+        batches: of its profile, smallest, best and largest.
+    """
+    way = Built(fake, folder / "model.onnx")
+    assert way.parser.parse_from_file(str(way.path))
+    sizes = [size if size > 0 else 4 for size in tuple(way.network.get_input(0).shape)[1:]]
+    way.profile.set_shape("input", *((n, *sizes) for n in batches))
+    way.config.add_optimization_profile(way.profile)
+    (folder / "some.plan").write_bytes(bytes(way.builder.build_serialized_network(way.network, way.config)))
+    return folder / "some.plan"
 
 
 def aligned(shape: tuple[int, ...], dtype: type) -> NDArray[Any]:

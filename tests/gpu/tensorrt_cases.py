@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from serve_app.errors import GpuFailed  # noqa: E402
 from serve_app.manifest import Manifest  # noqa: E402
 from serve_app.runtime import GpuOptions, OverlappingRuntime  # noqa: E402
 from serve_app.settings import EngineSettings  # noqa: E402
-from serve_app.types import GpuTimes  # noqa: E402
+from serve_app.types import GpuTimes, Logits  # noqa: E402
 from tests.fakes import CLASSES, SHAPE  # noqa: E402
 from tests.gpu.both import MOST, Both, assert_answers, noise  # noqa: E402
+from tests.gpu.fake_objects import Work  # noqa: E402
 
 PATIENCE_S = 60
 Folder = tuple[Path, Manifest]
@@ -96,7 +98,9 @@ def test_batches_are_on_the_device_at_once_and_their_times_are_the_devices(at: B
     seen: list[GpuTimes] = []
     runtime = at.opened(engine, observe=seen.append)
     runtime.infer(noise(4))
-    assert seen == [GpuTimes(4, 4, 3.0, 5.0, 2.0)]
+    [times] = seen
+    assert (times.pictures, times.batch_size, times.run_ms, times.copy_out_ms) == (4, 4, 5, 2)
+    assert times.copy_in_ms in (3, 6)  # with the output's poison
     assert runtime.latency.as_dict() == {n: 1.0 + n for n in range(1, MOST + 1)}
     runtime.close()
     at.check()
@@ -122,6 +126,25 @@ def test_graphs_are_launched_in_place_of_runs(at: Both, engine: Folder) -> None:
     assert cuda.report().executables == 2 * MOST
     assert cuda.report().graphs == 0
     runtime.close()
+    at.check()
+
+
+def test_others_are_served_while_graphs_are_recorded(at: Both, engine: Folder) -> None:
+    serving = at.opened(engine)
+    enqueue, answers = at.trt.world.enqueue, list[Logits]()
+
+    def asking(stream: int, work: Work) -> bool | None:
+        if cuda.report().calls[-1] == "cuStreamBeginCapture_v2":
+            answers.append(serving.infer(noise(3, len(answers))))
+        return enqueue(stream, work)
+
+    at.trt.world.enqueue = asking
+    runtime = at.opened(engine, cuda_graphs=True)
+    assert len(answers) == 2 * MOST
+    for seed, logits in enumerate(answers):
+        assert_answers(logits, noise(3, seed))
+    runtime.close()
+    serving.close()
     at.check()
 
 
@@ -255,9 +278,40 @@ def test_what_was_asked_before_the_end_is_answered(at: Both, engine: Folder) -> 
         closing.result(PATIENCE_S)
         outcomes = [answer.exception(PATIENCE_S) or answer.result() for answer in answers]
     for seed, outcome in enumerate(outcomes):
-        if not isinstance(outcome, GpuFailed):  # it came after the end
+        if isinstance(outcome, BaseException):
+            assert isinstance(outcome, GpuFailed)  # asked after the end
+        else:
             assert_answers(outcome, noise(4, seed))
     assert not all(isinstance(outcome, GpuFailed) for outcome in outcomes)
+    at.check()
+
+
+def test_the_end_waits_for_a_copy_into_memory_that_goes_with_the_device(at: Both, engine: Folder) -> None:
+    runtime = at.opened(engine)
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow(np.ndarray):
+        """Copied out of only when the test says so."""
+
+        def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+            if func is np.copyto:
+                begun.set()
+                assert go.wait(PATIENCE_S)
+            return super().__array_function__(func, types, args, kwargs)
+
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(runtime.infer, noise(3).view(Slow))
+        assert begun.wait(PATIENCE_S)
+        closing = pool.submit(runtime.close)
+        assert not wait([closing], timeout=0.05).done
+        go.set()
+        closing.result(PATIENCE_S)
+        outcome = answer.exception(PATIENCE_S) or answer.result()
+    if isinstance(outcome, BaseException):
+        assert isinstance(outcome, GpuFailed)
+    else:
+        assert_answers(outcome, noise(3))
+    del answer, outcome
     at.check()
 
 

@@ -97,10 +97,10 @@ class Lanes:
         n, events = len(pictures), slot.events
         slot.pictures, slot.batch_size = n, batch_size or self.sizes[n]
         slot.held = [pictures]
-        events["begun"].record(self.in_lane)
-        self.device.copy_in(slot.source, pictures, self.in_lane)
         # A run may report success and write nothing; what is then fetched would be another picture's answer.
         self.device.copy_in(slot.target, self._stale if poisoned else self._stale[:1, :1], self.in_lane)
+        events["begun"].record(self.in_lane)
+        self.device.copy_in(slot.source, pictures, self.in_lane)
         events["copied"].record(self.in_lane)
         self.run_lane.wait_for_event(events["copied"])
         events["started"].record(self.run_lane)
