@@ -77,6 +77,14 @@ class Replica:
     node: str
 
 
+def samples_at(url: str, name: str) -> list[tuple[Mapping[str, str], float]]:
+    """Labels and value of every series of one metric that a Prometheus port exports."""
+    families = text_string_to_metric_families(httpx.get(url).text)
+    return [
+        (sample.labels, float(sample.value)) for family in families for sample in family.samples if sample.name == name
+    ]
+
+
 class Nodes:
     """The nodes, seen from outside: this process reads Ray's tables and never joins.
 
@@ -90,8 +98,9 @@ class Nodes:
         from ray._raylet import GcsClientOptions
 
         self.address = address
-        found = re.search(r"Ray at (\S+), pid (\d+)", printed)
+        found = re.search(r"Ray at (\S+), pid (\d+), logs below (\S+)", printed)
         assert found, printed
+        self.logs = Path(found[3])
         self._pid = int(found[2])
         self._tables = GlobalState()
         self._tables._initialize_global_state(
@@ -107,22 +116,29 @@ class Nodes:
 
     def classifiers(self) -> list[Replica]:
         """Replicas whose process runs; whether they are warm shows in `classified`."""
+        return self.replicas("Classifier")
+
+    def replicas(self, deployment: str) -> list[Replica]:
+        """Of any deployment, as `classifiers`."""
         return [
             Replica(actor["Name"].rpartition("#")[2], actor["Pid"], actor["Address"]["NodeID"])
             for actor in self._tables.actor_table(None, None, "ALIVE").values()
-            if actor["ActorClassName"] == "ServeReplica:image-serve:Classifier"
+            if actor["ActorClassName"] == f"ServeReplica:image-serve:{deployment}"
         ]
 
-    def classified(self) -> Counter[str]:
-        """Pictures by name of replica, as the nodes export them: the last second may be missing."""
-        counts: Counter[str] = Counter()
+    def samples(self, name: str) -> list[tuple[Mapping[str, str], float]]:
+        """Labels and value of every series of a metric, as the nodes export them: the last second may be missing."""
+        found: list[tuple[Mapping[str, str], float]] = []
         for node in self._alive().values():
             with suppress(httpx.HTTPError):
-                text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
-                for family in text_string_to_metric_families(text):
-                    for sample in family.samples:
-                        if sample.name == "ray_image_serve_batch_pictures_sum":
-                            counts[sample.labels["replica"]] += int(sample.value)
+                found += samples_at(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", name)
+        return found
+
+    def classified(self) -> Counter[str]:
+        """Pictures by name of replica; see `samples`."""
+        counts: Counter[str] = Counter()
+        for labels, value in self.samples("ray_image_serve_batch_pictures_sum"):
+            counts[labels["replica"]] += int(value)
         return counts
 
     def serving(self, count: int, timeout_s: float = 60) -> list[Replica]:
@@ -162,10 +178,17 @@ class Nodes:
 
 
 @contextmanager
-def several_nodes(config: Mapping[str, Any], folder: Path, *options: str) -> Iterator[Nodes]:
-    """`config` on invented nodes, from ready to gone; `options` are those of `scripts/several_nodes.py`."""
+def several_nodes(
+    config: Mapping[str, Any], folder: Path, *options: str, env: Mapping[str, str] | None = None
+) -> Iterator[Nodes]:
+    """`config` on invented nodes, from ready to gone.
+
+    Args:
+        options: those of `scripts/several_nodes.py`.
+        env: added to the environment of all nodes.
+    """
     simulate("stand_in", BATCH_MS, folder / "engines")
-    env = {"RAY_metrics_report_interval_ms": "1000"}
+    env = {"RAY_metrics_report_interval_ms": "1000", **(env or {})}
     with running(config, folder, command=[*SEVERAL_NODES, *options], env=env) as address:
         yield Nodes(address, (folder / f"service-{urlsplit(address).port}.log").read_text())
 
