@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from serve_app.admission import Admission, ServiceRate, Ticket
-from serve_app.errors import BadParameter, DeadlineExceeded, Overloaded, PayloadTooLarge, ServeError
+from serve_app.errors import (
+    BadParameter,
+    DeadlineExceeded,
+    InferenceFailed,
+    Overloaded,
+    PayloadTooLarge,
+    ServeError,
+)
 from serve_app.manifest import Manifest
 from serve_app.metrics import Metrics
 from serve_app.postprocess import labelled
@@ -126,6 +134,8 @@ class Pipeline:
 
     async def _classify_one(self, body: bytes, k: int, deadline_s: float, priority: Priority) -> Classified:
         scored = await self.stages.score(body, k, deadline_s, priority)
+        if not math.isfinite(scored.ranking.scores[0]):  # float16 ends at 65,504, and some picture may go beyond
+            raise InferenceFailed("the engine has no number for this picture in its precision; an fp32 engine may have")
         predictions = labelled(scored.ranking, self.manifest.labels, k)
         return Classified(predictions, Timing(scored.queue_ms, scored.decode_ms, scored.inference_ms))
 

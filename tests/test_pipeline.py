@@ -3,19 +3,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import numpy as np
 import pytest
 
 from serve_app.errors import (
     BadParameter,
     BrokenPicture,
     DeadlineExceeded,
+    InferenceFailed,
     Overloaded,
     PayloadTooLarge,
 )
 from serve_app.metrics import NoMetrics
 from serve_app.pipeline import Classified, Pipeline
 from serve_app.settings import parse_settings
-from serve_app.types import Picture, Timing
+from serve_app.types import Chunk, ChunkScores, Picture, Timing
 from tests.fakes import FakeClassifier, manifest, picture, split
 
 
@@ -54,6 +56,23 @@ async def ask(line: Pipeline, *bodies: bytes, k: int = 1, timeout_ms: int | None
 
 def classes(outcomes: list[object]) -> list[int]:
     return [outcome.predictions[0].class_id for outcome in outcomes if isinstance(outcome, Classified)]
+
+
+class NumberlessClassifier(FakeClassifier):
+    """Has no numbers for pictures of one value, as float16 where it overflows."""
+
+    async def classify(self, chunk: Chunk) -> ChunkScores:
+        scores = await super().classify(chunk)
+        scores.logits[[picture.flat[0] == 3 for picture in chunk.pictures]] = np.nan
+        return scores
+
+
+async def test_a_picture_without_numbers_fails_alone() -> None:
+    outcomes = await ask(pipeline(NumberlessClassifier()), *(bytes([value]) for value in range(5)))
+    failed = outcomes.pop(3)
+    assert isinstance(failed, InferenceFailed)
+    assert "an fp32 engine may have" in str(failed)
+    assert classes(outcomes) == [0, 1, 2, 4]
 
 
 async def test_pictures_are_answered_in_order() -> None:

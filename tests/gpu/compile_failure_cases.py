@@ -167,9 +167,16 @@ def test_a_plan_that_answers_wrongly_is_not_kept(at: Both, engine: Folder) -> No
     assert_nothing_is_left(at, engine)
 
 
-def test_a_plan_that_writes_nothing_is_not_kept(at: Both, engine: Folder) -> None:
+def test_a_plan_that_answers_what_is_not_a_number_is_not_kept(at: Both, engine: Folder) -> None:
     at.trt.world.compute = lambda pictures: np.full((len(pictures), CLASSES), np.nan, np.float32)
-    assert "the engine did not write its output, or wrote what is not a number" in refused(engine)
+    with pytest.raises(VerificationFailed, match="answers wrongly on this GPU"):
+        compile_engine(engine[0], OPTIONS)
+    assert_nothing_is_left(at, engine)
+
+
+def test_a_plan_that_writes_nothing_is_not_kept(at: Both, engine: Folder) -> None:
+    at.writes = False
+    assert "the engine did not write its output" in refused(engine)
     assert_nothing_is_left(at, engine)
 
 

@@ -168,7 +168,7 @@ def ready(address: str) -> bool:
     return httpx.get(f"{address}/readyz", timeout=5).status_code == 200
 
 
-@pytest.mark.parametrize(("name", "replicas"), [("prod", 1), ("prod-shared-gpu", 2)])
+@pytest.mark.parametrize(("name", "replicas"), [("prod-shared-gpu", 2)])  # gpu_check rehearses prod
 def test_a_configuration_is_rehearsed_on_one_machine(
     name: str, replicas: int, tmp_path: Path, pictures: dict[str, bytes]
 ) -> None:

@@ -48,6 +48,8 @@ class Slot:
         self.staging, self.fetched = np.empty((0, 0, 0, 0), np.uint8), np.empty((0, 0), np.float32)
 
 
+STALE_BITS = 0x7FC0DEAD
+"""A NaN that no arithmetic gives: an engine may well answer NaN for one picture, which is no fault of the GPU."""
 _EVENTS = ("begun", "copied", "started", "computed", "fetching", "fetched")
 
 
@@ -68,7 +70,7 @@ class Lanes:
         shape, classes = (max_batch_size, *execution.shape), execution.classes
         self.callers_buffers: list[Pictures] = [device.pinned(shape, np.uint8) for _ in range(slots)]
         self._stale: Logits = device.pinned((max_batch_size, classes), np.float32)
-        self._stale.fill(np.nan)
+        self._stale.view(np.uint32).fill(STALE_BITS)
         self.buffer_bytes = 0
         self.slots = [self._slot(shape, classes) for _ in range(slots)]
         self.graphs: dict[tuple[int, int], Graph] = {}
@@ -122,7 +124,7 @@ class Lanes:
         """Waits for the slot's batch; returns a copy of its logits, without the padding's.
 
         Raises:
-            GpuFailed: the engine wrote nothing, or what is not a number.
+            GpuFailed: the engine wrote nothing.
         """
         events = slot.events
         events["fetched"].synchronize()
@@ -134,8 +136,8 @@ class Lanes:
             events["computed"].time_since(events["started"]),
             events["fetched"].time_since(events["fetching"]),
         )
-        if np.isnan(slot.fetched[0, 0]):
-            raise GpuFailed("the engine did not write its output, or wrote what is not a number")
+        if slot.fetched[:1, :1].view(np.uint32) == STALE_BITS:
+            raise GpuFailed("the engine did not write its output")
         return np.array(slot.fetched[: slot.pictures]), times
 
     def record_graphs(self, batch_sizes: Sequence[int]) -> None:

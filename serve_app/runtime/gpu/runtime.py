@@ -84,7 +84,9 @@ class GpuRuntime:
         """
         logits, _ = self._run(pictures, poisoned=True)
         if not np.isfinite(logits).all():
-            raise GpuFailed("the engine did not write all of its output, or wrote what is not a number")
+            raise GpuFailed(
+                "the engine did not write all of its output, or has no numbers for a black picture"
+            )
         return logits
 
     def memory(self) -> GpuMemory:
