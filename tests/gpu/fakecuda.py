@@ -245,7 +245,7 @@ def load() -> FakeCuda:
 
 @lru_cache(maxsize=1)
 def _loaded() -> FakeCuda:
-    library = ctypes.CDLL(SONAME, mode=ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(SONAME)  # not global: pycuda must be linked to it
     library.fakecuda_report.restype = ctypes.c_size_t
     return FakeCuda(library)
 
