@@ -112,7 +112,7 @@ def test_a_killed_holder_does_not_block(tmp_path: Path) -> None:
         assert not (tmp_path / "any").exists()
 
 
-@pytest.mark.parametrize("text", ["", "resnet18", "resnet18/openvino", "resnet18/tensorrt-fp16", "/openvino-fp32"])
+@pytest.mark.parametrize("text", ["", "resnet18", "resnet18/openvino", "resnet18/tensorrt-fp64", "/openvino-fp32"])
 def test_names_that_are_no_engine(text: str) -> None:
     with pytest.raises(BuildError, match="does not name an engine"):
         parse_engine_id(text)

@@ -18,9 +18,7 @@ from serve_app.ingress import create_app
 from serve_app.runtime.gpu.device import Memory
 from serve_app.runtime.gpu.stand_in import HostStream, OnnxExecution
 from serve_app.settings import Settings
-
-FAULTS_ENV, BATCH_ENV, PICTURE_ENV = "TEST_GPU_FAULTS", "TEST_GPU_BATCH_MS", "TEST_GPU_PICTURE_MS"
-"""The folder where faults are asked for, and milliseconds that a batch takes at least, and for each of its pictures."""
+from tests.service.gpu_faults import BATCH_ENV, FAULTS_ENV, PICTURE_ENV, fault_file
 
 _really_enqueue = OnnxExecution.enqueue
 
@@ -33,11 +31,6 @@ def build(args: dict[str, Any]) -> Application:
     """As `serve_app.app.build`."""
     settings = app._with_absolute_paths(Rehearsal.model_validate(args))
     return deployments.application(settings, create_app)
-
-
-def fault_file(folder: Path, pid: int) -> Path:
-    """Write `error`, `stale` or `hang` into it to break the GPU of the replica `pid`."""
-    return folder / str(pid)
 
 
 class _Work(list[Callable[[], None]]):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.local_service import ROOT, load, with_args
-from tests.service.gpu_app import BATCH_ENV, FAULTS_ENV, PICTURE_ENV
 from tests.service.gpu_engines import MODEL, make_gpu_engine
+from tests.service.gpu_faults import BATCH_ENV, FAULTS_ENV, PICTURE_ENV
 from tests.service.nodes import Nodes, several_nodes
 
 FAULTY = "tests.service.gpu_app:build"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 import yaml
 
 from scripts.local_service import BIN, free_port, running, stop
-from tests.service.gpu_app import fault_file
+from tests.service.gpu_faults import fault_file
 from tests.service.gpu_nodes import FAULTY, bounded, deployment, gpu_nodes, rehearsed
 from tests.service.nodes import Load, Nodes, different_pictures, samples_at, until
 from tests.service.test_start import processes_with
@@ -220,7 +221,14 @@ def test_serve_run_without_a_gpu_says_what_to_do(tmp_path: Path) -> None:
     command = [str(BIN / "serve"), "run", str(config_file(tmp_path))]
     with output.open("wb") as file:
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=file, stderr=file, start_new_session=True
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            # Tests that a shell started in the background were told to ignore it, and so would their children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         until(lambda: "serve on the CPU with configs/cpu.yaml" in output.read_text(), 90, "what to do")

@@ -84,9 +84,7 @@ class GpuRuntime:
         """
         logits, _ = self._run(pictures, poisoned=True)
         if not np.isfinite(logits).all():
-            raise GpuFailed(
-                "the engine did not write all of its output, or has no numbers for a black picture"
-            )
+            raise GpuFailed("the engine did not write all of its output, or has no numbers for a black picture")
         return logits
 
     def memory(self) -> GpuMemory:
