@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,9 @@ from typing import Any
 import httpx
 import psutil
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from serve_app import launch  # imports Ray only when it starts it
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -31,10 +33,8 @@ class NotStopped(Exception):
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port nobody listens on, nor will by accident."""
+    return launch.free_port()
 
 
 def load(name: str) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import ctypes
 import io
+import itertools
 import json
 import logging
 import os
+import random
 import signal
 import socket
 import sys
@@ -60,6 +62,9 @@ _SIDE_PORTS = {
 }
 _PR_SET_CHILD_SUBREAPER = 36
 CPUS_PER_STAND_IN = 4
+_OWN_PORTS = range(20_000, 32_000)
+"""Above the ports of Ray's workers (10002 to 19999), below those that Linux gives out by itself (32768 to 60999)."""
+_turns = itertools.count(random.randrange(len(_OWN_PORTS)))
 
 
 class StartFailed(SetupError):
@@ -137,12 +142,19 @@ def _owner(port: int) -> str | None:
     return None
 
 
-def _free_port(preferred: int) -> int:
-    for port in (preferred, 0):
+def free_port(*preferred: int) -> int:
+    """The first of `preferred` that is free, else one that will still be free when HAProxy comes to bind it: the kernel
+    does not give it out to anybody who asks for any port, as Ray's processes do many times while they start.
+
+    Raises:
+        StartFailed: there is none.
+    """
+    others = (_OWN_PORTS[next(_turns) % len(_OWN_PORTS)] for _ in _OWN_PORTS)
+    for port in itertools.chain(preferred, others):
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("0.0.0.0", port))
-            return int(probe.getsockname()[1])
+            return port
     raise StartFailed("no free TCP port on this machine; stop something that holds ports")
 
 
@@ -156,7 +168,7 @@ def set_environment(env: MutableMapping[str, str], logs: bool) -> None:
     for name, value in (FAST_INGRESS_ENV | _LOCAL_ENV).items():
         env.setdefault(name, value)
     for name, preferred in _SIDE_PORTS.items():
-        env.setdefault(name, str(_free_port(preferred)))
+        env.setdefault(name, str(free_port(preferred)))
     if logs:
         env.setdefault("RAY_SERVE_LOG_TO_STDERR", "1")
 

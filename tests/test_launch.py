@@ -34,9 +34,16 @@ def test_a_taken_side_port_is_replaced() -> None:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        other = launch._free_port(port)
+        other = launch.free_port(port)
     assert other != port
-    assert launch._free_port(port) == port
+    assert launch.free_port(port) == port
+
+
+def test_other_ports_are_not_among_those_that_the_kernel_gives_to_anybody() -> None:
+    """Ray's processes take dozens of them while they start: one was taken between its choice and HAProxy's bind."""
+    ports = [launch.free_port() for _ in range(20)]
+    assert len(set(ports)) == 20
+    assert all(20_000 <= port < 32_000 for port in ports)
 
 
 def test_what_the_user_set_stays() -> None:
