@@ -28,8 +28,9 @@ from engine_build.verify import verify
 from engine_build.weights import LoadedWeights, file_weights, official_weights, read_labels, untrained_weights
 from engine_build.zoo import FLAGSHIP, PACKAGED, Download, ModelSpec, custom_spec, model_spec
 from serve_app.golden import Golden, write_golden
-from serve_app.manifest import Manifest, sha256_of, write_manifest
+from serve_app.manifest import InputSpec, Manifest, sha256_of, write_manifest
 from serve_app.runtime import Runtime, available_cores
+from serve_app.types import Picture
 
 _ARTIFACTS = {
     "openvino": openvino.ARTIFACT,
@@ -184,9 +185,7 @@ def _make_typed(staged: Path, job: _Job, onnx_path: Path, steps: Steps) -> str |
 
     target, calibrated_with = staged / _ARTIFACTS["tensorrt"], None
     if job.calibration is not None:
-        with steps.step("reading the calibration pictures", has_bar=True):
-            pictures = calibration_pictures(job.calibration, job.spec.input)
-        calibrated_with = f"{len(pictures)} pictures of {job.calibration.description}"
+        pictures, calibrated_with = _calibration(job.calibration, job.spec.input, steps)
         with steps.step(f"quantising to int8 on {calibrated_with}", has_bar=True):
             typed.to_int8(onnx_path, target, pictures)
     else:
@@ -203,13 +202,18 @@ def _make_openvino(staged: Path, job: _Job, onnx_path: Path, steps: Steps) -> st
         with steps.step("compiling to OpenVINO"):
             openvino.save_ir(openvino.read_onnx(onnx_path), staged)
         return None
-    with steps.step("reading the calibration pictures", has_bar=True):
-        pictures = calibration_pictures(job.calibration, job.spec.input)
-    calibrated_with = f"{len(pictures)} pictures of {job.calibration.description}"
+    pictures, calibrated_with = _calibration(job.calibration, job.spec.input, steps)
     with steps.step(f"quantising to int8 on {calibrated_with}", has_bar=True):
         model = openvino.read_onnx(onnx_path)
         openvino.save_ir(quantize(model, pictures, relu6=job.spec.architecture in _RELU6), staged)
     return calibrated_with
+
+
+def _calibration(chosen: PictureSet, spec: InputSpec, steps: Steps) -> tuple[list[Picture], str]:
+    """The pictures that int8 is calibrated with, and what they are in words."""
+    with steps.step("reading the calibration pictures", has_bar=True):
+        pictures = calibration_pictures(chosen, spec)
+    return pictures, f"{len(pictures)} pictures of {chosen.description}"
 
 
 def onnx_runtime(folder: Path, manifest: Manifest) -> Runtime | None:

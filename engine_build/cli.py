@@ -17,7 +17,7 @@ from engine_build.report import page, plan_summary, summary, table
 from engine_build.request import BuildRequest, Checkpoint
 from engine_build.simulate import parse_latency, simulate
 from engine_build.store import EngineStore, parse_engine_id
-from engine_build.tensorrt.compile import CompileOptions, compile_engine
+from engine_build.tensorrt.compile import CompileOptions, compile_engine, tuned_batch
 from engine_build.zoo import check_own_name
 from serve_app.errors import GpuMissing, SetupError
 from serve_app.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -103,7 +103,7 @@ def _trtexec_script(arguments: argparse.Namespace) -> int:
         _engine_folder(arguments),
         arguments.out,
         max_batch=most,
-        opt_batch=arguments.opt_batch or min(16, most),
+        opt_batch=tuned_batch(arguments.opt_batch, most),
         workspace_mib=arguments.workspace_mib,
     )
     say("\n".join(str(path) for path in files))
@@ -145,7 +145,7 @@ def _compile_options(arguments: argparse.Namespace) -> CompileOptions:
     most = arguments.max_batch or DEFAULT_GPU_BATCH
     return CompileOptions(
         max_batch=most,
-        opt_batch=arguments.opt_batch or min(16, most),
+        opt_batch=tuned_batch(arguments.opt_batch, most),
         tf32=arguments.tf32,
         workspace_mib=arguments.workspace_mib,
         optimization_level=arguments.optimization_level,

@@ -9,7 +9,7 @@ from engine_build.errors import BuildError
 from engine_build.progress import say
 from engine_build.request import BuildRequest
 from engine_build.store import EngineId, EngineStore, parse_engine_id
-from engine_build.tensorrt.compile import CompileOptions
+from engine_build.tensorrt.compile import CompileOptions, tuned_batch
 from engine_build.zoo import ARCHITECTURES, FLAGSHIP, PACKAGED
 from serve_app.errors import ConfigError, EngineError
 from serve_app.lint import load_config
@@ -72,7 +72,7 @@ def _plan(settings: Settings) -> CompileOptions | None:
     if settings.engine.backend != "tensorrt" or settings.runtime.device == "stand_in":
         return None
     most = settings.batching.max_batch_size
-    return CompileOptions(max_batch=most, opt_batch=min(16, most))
+    return CompileOptions(max_batch=most, opt_batch=tuned_batch(None, most))
 
 
 def _is_there(request: BuildRequest, plan: CompileOptions | None) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,8 @@ import httpx
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from scripts.local_service import BIN, ROOT, load, running, with_args
+from scripts.local_service import BIN, load, running, with_args
+from scripts.pictures import add_images
 
 VARIANTS = [("fp32", "exact"), ("fp32", "fast"), ("int8", "exact"), ("int8", "fast")]
 
@@ -90,8 +90,7 @@ def report(rows: list[Row], model: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("IMAGES_DIR", ROOT / "../shared/images"))
-    parser.add_argument("--images", type=Path, default=default, help="default: $IMAGES_DIR")
+    add_images(parser)
     parser.add_argument("--model", default="efficientnet_lite0")
     parser.add_argument("--json", type=Path, help="write the rows here too")
     arguments = parser.parse_args()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import random
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from scripts.local_service import ROOT, load, running
-from scripts.pictures import picture_files
+from scripts.pictures import add_images, picture_files
 
 SCORE_TOLERANCE = 1e-5
 Answer = list[tuple[int, float]]
@@ -111,8 +110,7 @@ def _service(address: str | None, config: str) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("IMAGES_DIR", ROOT / "../shared/images"))
-    parser.add_argument("--images", type=Path, default=default, help="default: $IMAGES_DIR")
+    add_images(parser)
     parser.add_argument("--address", help="of a running service")
     parser.add_argument("--config", default="local", help="name of the configuration to start (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=2000)

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -26,17 +25,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from engine_build.export import export_onnx
 from engine_build.onnx_cpu import OnnxCpuRuntime
 from engine_build.reference import build_reference
-from engine_build.typed import Precision, to_fp16, to_fp32, to_int8
+from engine_build.typed import to_fp16, to_fp32, to_int8
 from engine_build.weights import official_weights, untrained_weights
 from engine_build.zoo import model_spec
 from scripts.accuracy import Labelled, read_labels
 from scripts.local_service import ROOT
-from serve_app.manifest import InputSpec
+from scripts.pictures import add_images
+from serve_app.manifest import InputSpec, Precision
 from serve_app.preprocess import preprocess_exact
 from serve_app.runtime import available_cores
 from serve_app.types import Logits, Picture
 
-PRECISIONS = cast(tuple[Precision, ...], ("fp32", "fp16", "int8"))
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BATCH = 20
 _MAX_PIXELS = 200_000_000
 
@@ -125,8 +125,7 @@ def report(rows: Sequence[Row], model: str, *, trained: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("IMAGES_DIR", ROOT / "../shared/images"))
-    parser.add_argument("--images", type=Path, default=default, help="default: $IMAGES_DIR")
+    add_images(parser)
     parser.add_argument("--model", default="efficientnet_lite0")
     parser.add_argument("--untrained", action="store_true", help="where the weights cannot be had")
     parser.add_argument("--weights-dir", type=Path, default=ROOT / "engines" / ".weights", help="of downloaded weights")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from serve_app.errors import EngineError, GpuFailed, InferenceFailed
-from serve_app.golden import GOLDEN_NAME, difference, problem, read_golden
+from serve_app.golden import GOLDEN_NAME, measured, problem, read_golden
 from serve_app.latency import Clock, LatencyTable, measure_latency, table_sizes, warm_up
 from serve_app.manifest import MANIFEST_NAME, Manifest, read_manifest
 from serve_app.runtime import NO_GPU, GpuOptions, OverlappingRuntime, Runtime, load_runtime
@@ -127,11 +127,8 @@ def open_engine(
 
 
 def _check_golden(folder: Path, manifest: Manifest, runtime: Runtime, max_batch_size: int) -> None:
-    golden = read_golden(folder)
-    batches = range(0, len(golden.pictures), max_batch_size)
-    logits = np.concatenate([runtime.infer(golden.pictures[at : at + max_batch_size]) for at in batches])
-    wrong = problem(difference(golden, logits, manifest.precision), manifest.precision)
-    if wrong:
+    found = measured(read_golden(folder), runtime.infer, manifest.precision, max_batch_size)
+    if wrong := problem(found, manifest.precision):
         raise EngineError(
             f"engine {manifest.engine_name} at {folder} answers wrongly on {runtime.info.device}: {wrong}; compile it "
             f"here again: engine-build compile {folder.absolute()} --force"

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from serve_app.errors import EngineError
+from serve_app.latency import Infer
 from serve_app.manifest import Precision
 from serve_app.types import Logits, Pictures
 
@@ -70,6 +71,17 @@ def read_golden(folder: Path) -> Golden:
     # What numpy raises for what is no archive, for one cut short, and for a lone array.
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise EngineError(f"{path} cannot be read ({error}); build the engine again") from None
+
+
+def measured(golden: Golden, infer: Infer, precision: Precision, max_batch_size: int) -> Difference:
+    """Of an engine that takes at most `max_batch_size` pictures at once.
+
+    Raises:
+        ValueError: it answers in another shape than the golden logits.
+    """
+    starts = range(0, len(golden.pictures), max_batch_size)
+    logits = np.concatenate([infer(golden.pictures[at : at + max_batch_size]) for at in starts])
+    return difference(golden, logits, precision)
 
 
 def difference(golden: Golden, logits: Logits, precision: Precision) -> Difference:

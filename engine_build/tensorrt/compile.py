@@ -12,18 +12,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from engine_build.errors import BuildError, CompileFailed, VerificationFailed
 from engine_build.progress import Steps, say
 from engine_build.store import EngineId, EngineStore
 from engine_build.tensorrt.inspect import check_precision
 from serve_app.errors import GpuFailed
-from serve_app.golden import Difference, difference, problem, read_golden
+from serve_app.golden import Difference, measured, problem, read_golden
 from serve_app.latency import measure_latency, table_sizes
 from serve_app.manifest import Manifest, read_manifest, sha256_of
 from serve_app.plans import PLANS_DIR, BuilderSettings, Machine, PlanKey, PlanRecord, Profile, plan_path, read_records
 from serve_app.runtime import GpuOptions, Runtime, load_plan
+
+TUNED_FOR = 16
+"""The batch size that plans are tuned for where nobody says another and they take as many."""
+
+
+def tuned_batch(asked: int | None, max_batch: int) -> int:
+    """What was asked for, else the usual size within the largest."""
+    return asked or min(TUNED_FOR, max_batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +171,7 @@ def _checked(staged: Path, folder: Path, manifest: Manifest, key: PlanKey) -> tu
 
 
 def _verified(runtime: Runtime, folder: Path, manifest: Manifest, most: int) -> Difference:
-    golden = read_golden(folder)
-    batches = range(0, len(golden.pictures), most)
-    logits = np.concatenate([runtime.infer(golden.pictures[at : at + most]) for at in batches])
-    found = difference(golden, logits, manifest.precision)
+    found = measured(read_golden(folder), runtime.infer, manifest.precision, most)
     if wrong := problem(found, manifest.precision):
         raise VerificationFailed(
             f"the plan of {manifest.engine_name} answers wrongly on this GPU: {wrong}; try another precision"

@@ -12,11 +12,12 @@ from pathlib import Path
 import onnx
 
 from engine_build.errors import PicturesUnusable
-from engine_build.typed.checks import Precision, check_typed
+from engine_build.typed.checks import check_typed
 from engine_build.typed.fp16 import halve
 from engine_build.typed.graph import Model, load
 from engine_build.typed.input_cast import cast_first
 from engine_build.typed.int8 import quantise
+from serve_app.manifest import Precision
 from serve_app.types import Picture
 
 __all__ = ["Precision", "check_typed", "to_fp16", "to_fp32", "to_int8"]

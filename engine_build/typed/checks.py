@@ -6,7 +6,7 @@ and https://github.com/NVIDIA/TensorRT/issues/3985 (uint8 inputs).
 
 from __future__ import annotations
 
-from typing import Literal, NoReturn, TypeAlias
+from typing import NoReturn
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
@@ -28,8 +28,7 @@ from engine_build.typed.graph import (
     with_types,
 )
 from engine_build.typed.placement import Placement, placement
-
-Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+from serve_app.manifest import Precision
 
 _COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _OPSETS = range(19, 22)
