@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from serve_app.settings import LiveBatching, ScalingGoal, ScheduledFloor, Settings
+from serve_app.settings import LiveModel, ScalingGoal, ScheduledFloor, Settings
 
 
 def rows(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
@@ -31,7 +31,7 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if field.default is None:
         return "as it was"
-    return "none" if field.default == () else f"`{_plain(field.default)}`"
+    return "none" if field.default == () or field.default_factory is dict else f"`{_plain(field.default)}`"
 
 
 def _plain(value: object) -> str:
@@ -48,7 +48,7 @@ def table(model: type[BaseModel] = Settings) -> str:
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows(model)])
 
 
-TABLES = (Settings, ScalingGoal, ScheduledFloor, LiveBatching)
+TABLES = (Settings, ScalingGoal, ScheduledFloor, LiveModel)
 
 if __name__ == "__main__":
     print("\n\n".join(f"{model.__name__}\n\n{table(model)}" for model in TABLES))

@@ -96,6 +96,24 @@ class Promises:
         self._last_s = self._clock()
 
 
+class ByteBudget:
+    """Bytes that one replica holds, for all of its models."""
+
+    def __init__(self, most: int) -> None:
+        self.held = 0
+        self._most = most
+
+    def take(self, count: int) -> bool:
+        """Whether there was room."""
+        if self.held + count > self._most:
+            return False
+        self.held += count
+        return True
+
+    def give_back(self, count: int) -> None:
+        self.held -= count
+
+
 class Ticket:
     """What one request holds. A context manager: leaving it gives everything back, however the request ended."""
 
@@ -134,10 +152,11 @@ class Ticket:
 
 
 class Admission:
-    """Bounds of one replica.
+    """Bounds of one model in one replica.
 
     Args:
         limits: `max_queued_pictures`, `max_queued_bytes` and `max_wait_ms` are used.
+        budget: bytes that several models share; one of its own where there is none.
         rate: measured pictures per second, for the estimate of waits.
         picture_bytes: what a decoded picture holds while it waits, 0 where it is decoded into a buffer that is there.
         on_refused: told pictures that were refused: they are demand, though nothing else sees them.
@@ -149,22 +168,32 @@ class Admission:
         limits: LimitSettings,
         rate: ServiceRate,
         *,
+        budget: ByteBudget | None = None,
         picture_bytes: int = 0,
         on_refused: Callable[[int], None] = lambda pictures: None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._limits = limits
+        self._budget = budget or ByteBudget(limits.max_queued_bytes)
         self._rate = rate
         self._picture_bytes = picture_bytes
         self._on_refused = on_refused
         self._promises = Promises(clock)
         self._queued: dict[Priority, int] = {"interactive": 0, "batch": 0}
-        self.queued_bytes = 0
+
+    @property
+    def queued_bytes(self) -> int:
+        """Of all models that share the budget."""
+        return self._budget.held
 
     @property
     def queued_pictures(self) -> int:
         """Of both priorities, waiting or in work."""
         return sum(self._queued.values())
+
+    def engine_changed(self, rate: ServiceRate) -> None:
+        """Waits pass at another rate from now on."""
+        self._rate = rate
 
     def ticket(self, priority: Priority = "interactive", *, retry: bool = False) -> Ticket:
         """For one request; `retry` of one that was refused before, which is let in before newcomers."""
@@ -209,7 +238,7 @@ class Admission:
 
     def give_back(self, pictures: int, held_bytes: int, priority: Priority, *, answered: bool) -> None:
         self._queued[priority] -= pictures
-        self.queued_bytes -= held_bytes
+        self._budget.give_back(held_bytes)
         if answered and pictures:
             self._rate.finished(pictures, still_queued=self.queued_pictures)
 
@@ -218,9 +247,8 @@ class Admission:
         return self._limits.max_wait_ms / 1e3 * share
 
     def _take_bytes(self, count: int, pictures: int) -> None:
-        if self.queued_bytes + count > self._limits.max_queued_bytes:
+        if not self._budget.take(count):
             raise self._refusal("too many bytes of pictures are waiting; try again later", pictures, 0.0)
-        self.queued_bytes += count
 
     def _refusal(self, message: str, pictures: int, room_in_s: float) -> Overloaded:
         self._on_refused(pictures)

@@ -14,7 +14,7 @@ from serve_app.deployments import application
 from serve_app.engines import find_engine
 from serve_app.errors import GpuMissing
 from serve_app.ingress import create_app
-from serve_app.settings import Settings, needs_gpu, parse_settings
+from serve_app.settings import Settings, needs_gpu, parse_settings, per_model
 
 _MANAGED = ("KUBERNETES_SERVICE_HOST", "RAY_NODE_TYPE_NAME", "RAY_CLOUD_INSTANCE_ID")
 
@@ -33,7 +33,8 @@ def build(args: dict[str, Any]) -> Application:
     settings = _with_absolute_paths(parse_settings(args))
     if needs_gpu(settings):
         _require_gpu(ray.nodes(), os.environ)
-    find_engine(settings.engine)
+    for one in per_model(settings).values():
+        find_engine(one.engine)
     return application(settings, create_app)
 
 

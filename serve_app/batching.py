@@ -44,11 +44,12 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """One picture's likeliest classes, how long it waited for its chunk, and the engine's time."""
+    """One picture's likeliest classes, how long it waited for its chunk, the engine's time and version."""
 
     ranking: Ranking
     queue_ms: float
     inference_ms: float
+    version: int = 1
 
 
 @dataclass(slots=True)
@@ -219,7 +220,7 @@ class Gatherer:
         for ranking, item in zip(rankings, chunk, strict=True):
             if not item.future.done():
                 queue_ms = (started_s - item.since_s) * 1e3
-                item.future.set_result(Gathered(ranking, queue_ms, scores.inference_ms))
+                item.future.set_result(Gathered(ranking, queue_ms, scores.inference_ms, scores.version))
 
     def _chunk_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

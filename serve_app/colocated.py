@@ -24,7 +24,7 @@ from serve_app.queueing import AgeingQueue
 from serve_app.settings import BatchingSettings
 from serve_app.stages import Scored, refuse
 from serve_app.tuning import Tuner
-from serve_app.types import Logits, Picture, Pictures, Priority, Ranking, SentBecause
+from serve_app.types import Input, Logits, Picture, Pictures, Priority, Ranking, SentBecause
 
 logger = logging.getLogger(__name__)
 Clock: TypeAlias = Callable[[], float]
@@ -37,7 +37,7 @@ MIN_GATHER_S = 0.01
 
 @dataclass(slots=True)
 class _Waiting:
-    body: bytes
+    body: Input
     k: int
     deadline_s: float
     since_s: float
@@ -55,7 +55,7 @@ class Colocated:
 
     Args:
         engines: uint8 (n, *shape) -> float32 (n, classes); each is called by one thread.
-        decode: a picture file -> uint8 of `shape`; called by all threads.
+        decode: a picture -> uint8 of `shape`; called by all threads.
         shape: height, width, channels.
         max_chunk: size of the buffers; the plan's bound is never above it.
         tuner: of one engine; bounds chunks, and how long they gather.
@@ -67,7 +67,7 @@ class Colocated:
     def __init__(
         self,
         engines: Sequence[Callable[[Pictures], Logits]],
-        decode: Callable[[bytes], Picture],
+        decode: Callable[[Input], Picture],
         shape: tuple[int, int, int],
         *,
         max_chunk: int,
@@ -106,7 +106,7 @@ class Colocated:
         """Pictures no thread has taken yet."""
         return self._turns.qsize()
 
-    async def score(self, body: bytes, k: int, deadline_s: float, priority: Priority = "interactive") -> Scored:
+    async def score(self, body: Input, k: int, deadline_s: float, priority: Priority = "interactive") -> Scored:
         """See `stages.Stages`."""
         if self._closed:
             raise NotReady("the service is shutting down; try again")

@@ -134,6 +134,15 @@ class DeadlineExceeded(ServeError):
     code = "deadline_exceeded"
 
 
+def status_of_codes() -> dict[str, int]:
+    """HTTP status of every error code."""
+    return {error.code: int(error.status) for error in _below(ServeError)}
+
+
+def _below(error: type[ServeError]) -> set[type[ServeError]]:
+    return {error}.union(*(_below(child) for child in error.__subclasses__()))
+
+
 class SetupError(Exception):
     """Stops a start. The message ends with what to do next."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,43 @@ class Arrived:
         return len(self.chunk.pictures)
 
 
+@dataclass(slots=True, eq=False)
+class _Opened:
+    """An engine, what belongs to it, and how many batches are in it."""
+
+    engine: Engine
+    tuner: Tuner
+    thread: EngineThread
+    buffers: list[Pictures]
+    batches: int = 0
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        self.batches += 1
+        try:
+            yield
+        finally:
+            self.batches -= 1
+            self.left.set()
+
+    async def unused(self) -> None:
+        """Waits for the batches that are in it."""
+        while self.batches:
+            self.left.clear()
+            await self.left.wait()
+
+    def close(self) -> None:
+        self.buffers.clear()  # they may be the engine's
+        self.thread.close()
+
+
+def _opened(engine: Engine, batching: BatchingSettings) -> _Opened:
+    spec, thread = engine.manifest.input, EngineThread(engine.runtimes[0])
+    buffers = thread.buffers(engine.max_batch_size, (spec.height, spec.width, 3))
+    return _Opened(engine, Tuner(engine.latency, batching), thread, buffers)
+
+
 class Merger:
     """Runs merged chunks through one engine, without the pictures that are late by then.
 
@@ -58,12 +96,8 @@ class Merger:
         name: str = "",
         clock: Clock = time.monotonic,
     ) -> None:
-        spec = engine.manifest.input
-        self.engine = engine
-        self.tuner = Tuner(engine.latency, batching)
-        self._thread = EngineThread(engine.runtimes[0])
-        self.concurrent_batches = self._thread.callers
-        self._buffers = self._thread.buffers(engine.max_batch_size, (spec.height, spec.width, 3))
+        self._opened = _opened(engine, batching)
+        self.concurrent_batches = self._opened.thread.callers
         self._metrics = metrics
         self._clock = clock
         self._held: set[Arrived] = set()
@@ -71,6 +105,20 @@ class Merger:
         self._senders = RecentlySeen(SEEN_S, clock)
         self._sender_count = 1
         self._offered = 0
+
+    @property
+    def engine(self) -> Engine:
+        return self._opened.engine
+
+    @property
+    def tuner(self) -> Tuner:
+        return self._opened.tuner
+
+    async def replace(self, engine: Engine, batching: BatchingSettings) -> None:
+        """Runs batches on `engine` from now on; returns when those before are done and their engine is closed."""
+        before, self._opened = self._opened, _opened(engine, batching)
+        await before.unused()
+        await asyncio.to_thread(before.close)
 
     def arrived(self, chunk: Chunk) -> Arrived:
         """Counts a chunk in, until `left`."""
@@ -104,13 +152,14 @@ class Merger:
         Returns:
             The scores of each chunk, in order.
         """
-        now_s = self._clock()
+        opened, now_s = self._opened, self._clock()
         lengths = [len(one) for one in batch]
         late = np.concatenate([one.chunk.remaining_s <= now_s - one.since_s for one in batch])
-        logits, inference_ms = await self._infer([one.chunk.pictures for one in batch], late)
+        with opened.in_use():
+            logits, inference_ms = await _infer(opened, [one.chunk.pictures for one in batch], late)
         if count := len(late) - int(late.sum()):
             self._metrics.batch(count, inference_ms, self._because(batch, now_s))
-            self.tuner.observe(count, inference_ms)
+            opened.tuner.observe(count, inference_ms)
         ends = np.cumsum(lengths)[:-1]
         return [
             ChunkScores(
@@ -121,29 +170,10 @@ class Merger:
                 max_batch_size=self.tuner.plan.max_batch_size,
                 replica=self._name,
                 senders=self._sender_count,
+                version=opened.engine.manifest.version,
             )
             for rows, lost in zip(np.split(logits, ends), np.split(late, ends), strict=True)
         ]
-
-    async def _infer(self, chunks: Sequence[Pictures], late: NDArray[np.bool_]) -> tuple[Logits, float]:
-        """Logits of all pictures, zeros for the late ones, and milliseconds of the engine."""
-        size = self.engine.max_batch_size
-        if len(late) <= size and not late.any() and self._buffers:  # nearly always
-            buffer = self._buffers.pop()
-            try:
-                return await self._thread.run(np.concatenate(chunks, out=buffer[: len(late)]))
-            finally:
-                self._buffers.append(buffer)
-        wanted = np.concatenate(chunks)[~late]
-        logits = np.zeros((len(late), self.engine.manifest.num_classes), np.float32)
-        rows, total_ms = [], 0.0
-        for start in range(0, len(wanted), size):
-            part, inference_ms = await self._thread.run(wanted[start : start + size])
-            rows.append(part)
-            total_ms += inference_ms
-        if rows:
-            logits[~late] = np.concatenate(rows)
-        return logits, total_ms
 
     def _because(self, batch: Sequence[Arrived], now_s: float) -> SentBecause:
         """Serve's batching does not say; this is what its rule must have been."""
@@ -155,12 +185,32 @@ class Merger:
 
     async def check(self) -> None:
         """See `check_engine`."""
-        await check_engine(self._thread, self.engine, self._metrics)
+        await check_engine(self._opened.thread, self.engine, self._metrics)
 
     def close(self) -> None:
         """Waits for running batches, then frees the engine."""
-        self._buffers.clear()  # they may be the engine's
-        self._thread.close()
+        self._opened.close()
+
+
+async def _infer(opened: _Opened, chunks: Sequence[Pictures], late: NDArray[np.bool_]) -> tuple[Logits, float]:
+    """Logits of all pictures, zeros for the late ones, and milliseconds of the engine."""
+    size, buffers = opened.engine.max_batch_size, opened.buffers
+    if len(late) <= size and not late.any() and buffers:  # nearly always
+        buffer = buffers.pop()
+        try:
+            return await opened.thread.run(np.concatenate(chunks, out=buffer[: len(late)]))
+        finally:
+            buffers.append(buffer)
+    wanted = np.concatenate(chunks)[~late]
+    logits = np.zeros((len(late), opened.engine.manifest.num_classes), np.float32)
+    rows, total_ms = [], 0.0
+    for start in range(0, len(wanted), size):
+        part, inference_ms = await opened.thread.run(wanted[start : start + size])
+        rows.append(part)
+        total_ms += inference_ms
+    if rows:
+        logits[~late] = np.concatenate(rows)
+    return logits, total_ms
 
 
 async def check_engine(thread: EngineThread, engine: Engine, metrics: Metrics) -> None:

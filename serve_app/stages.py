@@ -9,27 +9,29 @@ from typing import Any, Protocol
 
 from serve_app.errors import ServeError
 from serve_app.settings import BatchingSettings
-from serve_app.types import Priority, Ranking
+from serve_app.types import Input, Priority, Ranking
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One picture's likeliest classes and its milliseconds: waiting, decoding, in the engine."""
+    """One picture's likeliest classes and its milliseconds: waiting, decoding, in the engine; `version` of the engine
+    where it may be another than these stages were made with."""
 
     ranking: Ranking
     queue_ms: float
     decode_ms: float
     inference_ms: float
+    version: int | None = None
 
 
 class Stages(Protocol):
-    """From a picture file to its classes. Lives on one event loop; a caller may be cancelled at any time."""
+    """From a picture to its classes. Lives on one event loop; a caller may be cancelled at any time."""
 
-    async def score(self, body: bytes, k: int, deadline_s: float, priority: Priority = "interactive") -> Scored:
-        """Decodes one picture file and classifies it.
+    async def score(self, body: Input, k: int, deadline_s: float, priority: Priority = "interactive") -> Scored:
+        """Decodes one picture and classifies it.
 
         Args:
-            body: the file.
+            body: the file, or the tensor.
             k: classes wanted; the ranking may have more.
             deadline_s: on the pipeline's clock; a picture that is late when a stage would begin is dropped there.
             priority: see `queueing`.

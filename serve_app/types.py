@@ -11,6 +11,13 @@ from numpy.typing import NDArray
 Picture: TypeAlias = NDArray[np.uint8]
 """One preprocessed picture: uint8, shape (height, width, 3), RGB, ready for the engine."""
 
+Tensor: TypeAlias = NDArray[np.float32]
+"""One picture that a client preprocessed: float32, shape (3, height, width), RGB, normalised as the engine's manifest
+says."""
+
+Input: TypeAlias = bytes | Tensor
+"""What a client may send of a picture: the file, or the tensor that it made of it."""
+
 Pictures: TypeAlias = NDArray[np.uint8]
 """Several of them: uint8, shape (n, height, width, 3), C-contiguous."""
 
@@ -76,6 +83,7 @@ class ChunkScores:
         max_batch_size: most pictures the classifier takes at once at present, None where it does not say.
         replica: names the classifier replica that ran it.
         senders: how many senders that replica hears of late.
+        version: of the engine.
     """
 
     logits: Logits
@@ -85,6 +93,7 @@ class ChunkScores:
     max_batch_size: int | None = None
     replica: str = ""
     senders: int = 1
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from serve_app.batching import Gatherer
+from serve_app.errors import status_of_codes
 from serve_app.manifest import InputSpec, Manifest, Weights
+from serve_app.metrics import NoMetrics
+from serve_app.pipeline import Pipeline, Serving
+from serve_app.preprocess import make_preprocess
+from serve_app.settings import parse_settings
 from serve_app.split import DecodePool, Split
-from serve_app.types import Chunk, ChunkScores, Picture, Pictures
+from serve_app.tally import ModelReport, ModelTotals, ReplicaReport, Replicas, Tally, live_view, totals_of
+from serve_app.types import Chunk, ChunkScores, Input, Picture, Pictures, Timing
 
 SHAPE = (4, 4, 3)
 CLASSES = 5
@@ -63,8 +70,67 @@ class FakeClassifier:
         return ChunkScores(scores, 1.5, len(scores), self.late, self.max_batch_size, replica, self.senders)
 
 
+class FakeService:
+    """What the routes need of a replica, in front of a fake classifier; its models are `names`, all alike.
+
+    Args:
+        classifier: answers.
+        names: public names, the default first.
+        limits: of `settings.LimitSettings`.
+    """
+
+    def __init__(self, classifier: FakeClassifier, names: Sequence[str] = ("fake",), **limits: int) -> None:
+        self.is_ready = True
+        self.metrics = {name: TallyMetrics() for name in names}
+        settings = parse_settings({"limits": {"max_body_bytes": 5000, "max_pixels": 10_000, **limits}})
+        decode = make_preprocess("exact", manifest().input, 10_000)
+        self.models = {
+            name: Pipeline(
+                name,
+                settings,
+                Serving(manifest(trained=False), split(classifier, decode, threads=1), engine_pictures_per_s=100),
+                metrics=self.metrics[name],
+            )
+            for name in names
+        }
+
+    async def ready(self, model: str | None = None) -> bool:
+        return self.is_ready
+
+    def describe(self) -> list[dict[str, Any]]:
+        return [{"name": name} for name in self.models]
+
+    async def totals(self) -> Mapping[str, ModelTotals]:
+        return totals_of([self._report()])
+
+    async def live(self) -> dict[str, Any]:
+        return live_view([self._report()], {"Preprocessor": Replicas(1, 1)}, status_of_codes(), 0.0)
+
+    async def metrics_addresses(self) -> list[str]:
+        return []
+
+    def _report(self) -> ReplicaReport:
+        models = {
+            name: ModelReport(one.tally.totals(), one.tally.recent(), version=1) for name, one in self.metrics.items()
+        }
+        return ReplicaReport("Preprocessor", 0.0, models)
+
+
+class TallyMetrics(NoMetrics):
+    """Keeps a tally, and tells nobody."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+
+    def answered(self, timing: Timing) -> None:
+        self.tally.answered(timing)
+
+    def refused(self, code: str) -> None:
+        self.tally.failed(code)
+
+
 def split(
-    classifier: FakeClassifier, decode: Callable[[bytes], Picture], *, threads: int = 2, max_chunk: int = 4
+    classifier: FakeClassifier, decode: Callable[[Input], Picture], *, threads: int = 2, max_chunk: int = 4
 ) -> Split:
     """The stages of split placement, in front of a fake classifier of 4x4 pictures."""
     return Split(DecodePool(decode, threads), Gatherer(classifier, SHAPE, max_chunk=max_chunk, max_in_flight=1))

@@ -12,14 +12,12 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from serve_app import deployments
-from serve_app.deployments import (
-    Classifier,
-    Preprocessor,
-    RemoteClassifier,
-)
+from serve_app import remote as remotes
+from serve_app.deployments import Classifier, Preprocessor
+from serve_app.deployments.replica import passed
 from serve_app.errors import GpuFailed, InferenceFailed, NotReady, Overloaded, ServeError
 from serve_app.lint.traps import DEFAULT_MAX_ONGOING
+from serve_app.remote import RemoteClassifier
 from serve_app.types import Chunk, ChunkScores
 from tests.fakes import SHAPE, FakeClock, scores_of
 
@@ -135,14 +133,14 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("error", [GpuFailed("no memory"), _failed(GpuFailed("stale"))], ids=str)
 async def test_a_failed_gpu_ends_its_process(error: Exception) -> None:
     with pytest.raises(Ended):
-        await deployments._passed(_raises(error))
+        await passed(_raises(error))
 
 
 @pytest.mark.usefixtures("ends")
 @pytest.mark.parametrize("error", [_failed(None), _failed(RuntimeError("an engine on a CPU"))], ids=repr)
 async def test_other_failed_checks_are_for_serve_to_count(error: Exception) -> None:
     with pytest.raises(InferenceFailed):
-        await deployments._passed(_raises(error))
+        await passed(_raises(error))
 
 
 @pytest.mark.parametrize("gone", [ActorDiedError(), GpuFailed("stale")], ids=lambda error: type(error).__name__)
@@ -150,11 +148,11 @@ async def test_a_chunk_is_not_sent_for_ever(gone: Exception) -> None:
     handle = FakeHandle(*(gone for _ in range(10)))
     with pytest.raises(InferenceFailed, match="try again"):
         await RemoteClassifier(handle).classify(CHUNK)
-    assert len(handle.classify.sent) == 1 + deployments.RESENDS
+    assert len(handle.classify.sent) == 1 + remotes.RESENDS
 
 
 async def test_a_replica_that_falls_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployments, "MIN_PATIENCE_S", 0.01)
+    monkeypatch.setattr(remotes, "MIN_PATIENCE_S", 0.01)
     handle = FakeHandle(Silence())
     remote = RemoteClassifier(handle)
     remote._mean_s = 0.0
@@ -165,9 +163,9 @@ async def test_a_replica_that_falls_silent_is_not_waited_for(monkeypatch: pytest
 async def test_patience_follows_what_answers_take() -> None:
     clock = FakeClock()
     remote = RemoteClassifier(FakeHandle(), clock)
-    assert remote.patience_s == deployments.FIRST_PATIENCE_S
+    assert remote.patience_s == remotes.FIRST_PATIENCE_S
     for _ in range(300):
         await remote.classify(CHUNK)
-    assert remote.patience_s == deployments.MIN_PATIENCE_S
+    assert remote.patience_s == remotes.MIN_PATIENCE_S
     remote._mean_s = 0.7
     assert remote.patience_s == pytest.approx(7)

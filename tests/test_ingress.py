@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
 import httpx
@@ -15,29 +14,7 @@ from PIL import Image
 
 from serve_app.errors import NotReady
 from serve_app.ingress import create_app
-from serve_app.metrics import NoMetrics
-from serve_app.pipeline import Pipeline
-from serve_app.preprocess import preprocess_exact
-from serve_app.settings import parse_settings
-from tests.fakes import FakeClassifier, manifest, split
-
-
-class FakeService:
-    def __init__(self, classifier: FakeClassifier, **limits: int) -> None:
-        self.is_ready = True
-        self.pipeline = Pipeline(
-            manifest(trained=False),
-            parse_settings({"limits": {"max_body_bytes": 5000, "max_pixels": 10_000, **limits}}),
-            split(classifier, partial(preprocess_exact, spec=manifest().input, max_pixels=10_000), threads=1),
-            engine_pictures_per_s=100,
-            metrics=NoMetrics(),
-        )
-
-    async def ready(self) -> bool:
-        return self.is_ready
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": "fake"}
+from tests.fakes import FakeClassifier, FakeService
 
 
 def png(value: int, size: tuple[int, int] = (6, 6)) -> bytes:
@@ -244,17 +221,44 @@ async def test_models_and_page(client: httpx.AsyncClient) -> None:
     page = await client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "<html" in page.text
-    # Strict: the page's own script and style by hash, nothing inline besides, nobody else's.
+    # Strict: the page's own files, nothing inline, nobody else's.
     policy = page.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
     assert "unsafe" not in policy
+    again = await client.get("/", headers={"if-none-match": page.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize("name", ["__init__.py", "..%2Ferrors.py", "nothing.js", ""])
+async def test_only_files_of_the_page_are_served(client: httpx.AsyncClient, name: str) -> None:
+    assert (await client.get("/static/index.html")).status_code == 200
+    refused(await client.get(f"/static/{name}"), 404, "not_found")
+
+
+async def test_each_model_answers_under_its_name(classifier: FakeClassifier) -> None:
+    service = FakeService(classifier, names=("first", "second"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service)), base_url="http://test") as http:
+        answers = [
+            (await http.post("/predict", params=params, content=png(1))).json()["model"]
+            for params in ({}, {"model": "second"}, {"model": "first"})
+        ]
+        assert answers == ["first", "second", "first"]
+        refused(await http.post("/predict", params={"model": "third"}, content=png(1)), 404, "unknown_model")
+        live = (await http.get("/live")).json()
+    assert list(live["models"]) == ["first", "second"]
+    assert service.metrics["first"].tally.totals().answered == 2
+    assert service.metrics["second"].tally.totals().answered == 1
+
+
+async def test_metrics_that_cannot_be_read_are_not_ready(client: httpx.AsyncClient) -> None:
+    refused(await client.get("/metrics"), 503, "not_ready")
 
 
 async def test_every_request_gives_back_what_it_held(client: httpx.AsyncClient, service: FakeService) -> None:
     await asyncio.gather(
         *(client.post("/predict", content=body) for body in (png(1), b"junk", b"", b"x" * 6000, png(2)[:50]))
     )
-    assert (service.pipeline.admission.queued_pictures, service.pipeline.admission.queued_bytes) == (0, 0)
+    assert (service.models["fake"].admission.queued_pictures, service.models["fake"].admission.queued_bytes) == (0, 0)
 
 
 async def test_a_flood_is_refused_before_its_body_is_read(service: FakeService, client: httpx.AsyncClient) -> None:
@@ -264,9 +268,11 @@ async def test_a_flood_is_refused_before_its_body_is_read(service: FakeService, 
         read.append(b"piece")
         yield png(1)
 
-    with service.pipeline.admission.ticket() as flood:
+    with service.models["fake"].admission.ticket() as flood:
         flood.add_pictures(250, 30)  # 2.5 s at 100/s
-        service.pipeline.admission._limits = service.pipeline.admission._limits.model_copy(update={"max_wait_ms": 2000})
+        service.models["fake"].admission._limits = service.models["fake"].admission._limits.model_copy(
+            update={"max_wait_ms": 2000}
+        )
         answer = await client.post("/predict", content=body())
         refused(answer, 429, "overloaded")
         assert answer.headers["retry-after"] == "2"  # 1.1 s, and whole seconds are told
@@ -276,7 +282,7 @@ async def test_a_flood_is_refused_before_its_body_is_read(service: FakeService, 
 async def test_retries_are_let_in_before_newcomers_and_batch_after_them(
     service: FakeService, client: httpx.AsyncClient
 ) -> None:
-    with service.pipeline.admission.ticket() as waiting:
+    with service.models["fake"].admission.ticket() as waiting:
         waiting.add_pictures(240, 30)  # 2.4 s at 100/s, where 5 s are the most, 3.5 for newcomers, 1.75 for batch
         assert (await client.post("/predict", content=png(1))).status_code == 200
         refused(await client.post("/predict", content=png(1), headers={"x-priority": "batch"}), 429, "overloaded")

@@ -12,13 +12,14 @@ ROOT = Path(__file__).parent.parent
 
 SERVE_APP = [
     ["errors", "types"],
-    ["manifest", "plans", "settings", "metrics"],
-    ["preprocess", "postprocess", "latency", "golden", "lint"],
+    ["tally", "metric_names", "tracing", "request_log", "manifest", "plans", "settings", "metrics"],
+    ["preprocess", "postprocess", "latency", "golden", "lint", "oip"],
     ["runtime", "admission", "queueing", "recent", "tuning", "autoscaling", "stages", "batching", "split", "colocated"],
-    ["engines", "merging", "pipeline", "bodies"],
+    ["engines", "merging", "pipeline", "versions", "local_model", "bodies", "v2", "v2_grpc"],
+    ["remote", "cluster", "scrape"],
     ["deployments"],
-    ["web", "ingress"],
-    ["app", "launch"],
+    ["web", "api", "openapi", "ingress"],
+    ["client", "app", "ports", "launch"],
     ["cli"],
 ]
 BUILD_MAY_USE = {"errors", "types", "manifest", "plans", "settings", "preprocess", "postprocess", "latency", "golden"}
@@ -73,8 +74,19 @@ def test_engine_build_uses_only_the_lower_layers_of_serve_app(path: Path) -> Non
     assert used <= BUILD_MAY_USE
 
 
-PURE = ["errors", "types", "manifest", "plans", "settings", "preprocess", "postprocess", "latency", "golden", "runtime"]
-PURE += [
+PURE = [
+    "errors",
+    "types",
+    "tally",
+    "metric_names",
+    "manifest",
+    "plans",
+    "settings",
+    "preprocess",
+    "postprocess",
+    "latency",
+    "golden",
+    "runtime",
     "admission",
     "queueing",
     "tuning",
@@ -85,6 +97,10 @@ PURE += [
     "engines",
     "merging",
     "pipeline",
+    "versions",
+    "local_model",
+    "oip",
+    "v2",
 ]
 
 

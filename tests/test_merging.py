@@ -142,7 +142,7 @@ async def test_why_a_batch_was_sent_is_told() -> None:
 async def test_close_frees_the_engine(at: Setup) -> None:
     await asyncio.to_thread(at.merger.close)
     assert at.runtime.closed
-    assert at.merger._buffers == []
+    assert at.merger._opened.buffers == []
 
 
 async def test_senders_are_told_which_replica_it_was_and_how_many_they_are(at: Setup) -> None:
@@ -220,7 +220,7 @@ async def test_batches_at_once_lie_in_different_buffers_and_one_too_many_is_copi
     assert sorted(at.places) == [-1, 0, 1]
     assert await at.run(2, 2) == [2, 2]
     assert at.places[-1] in (0, 1)
-    assert len(at.merger._buffers) == 2
+    assert len(at.merger._opened.buffers) == 2
     await asyncio.to_thread(at.merger.close)
 
 
@@ -240,7 +240,7 @@ async def test_a_buffer_comes_back_from_a_batch_that_fails() -> None:
 
 async def test_buffers_are_let_go_before_the_engine_closes() -> None:
     at = Overlapped()
-    at.runtime.still_held = lambda: len(at.merger._buffers)
+    at.runtime.still_held = lambda: len(at.merger._opened.buffers)
     await at.run(1)
     await asyncio.to_thread(at.merger.close)
     assert at.runtime.closed

@@ -15,7 +15,7 @@ from serve_app.errors import (
     PayloadTooLarge,
 )
 from serve_app.metrics import NoMetrics
-from serve_app.pipeline import Classified, Pipeline
+from serve_app.pipeline import Classified, Pipeline, Serving
 from serve_app.settings import parse_settings
 from serve_app.types import Chunk, ChunkScores, Picture, Timing
 from tests.fakes import FakeClassifier, manifest, picture, split
@@ -41,10 +41,9 @@ class CountingMetrics(NoMetrics):
 
 def pipeline(classifier: FakeClassifier, metrics: NoMetrics | None = None, **limits: int) -> Pipeline:
     return Pipeline(
-        manifest(),
+        "fake",
         parse_settings({"batching": {"max_batch_size": 4}, "limits": limits}),
-        split(classifier, decode),
-        engine_pictures_per_s=100.0,
+        Serving(manifest(), split(classifier, decode), engine_pictures_per_s=100.0),
         metrics=metrics or NoMetrics(),
     )
 
@@ -55,7 +54,7 @@ async def ask(line: Pipeline, *bodies: bytes, k: int = 1, timeout_ms: int | None
 
 
 def classes(outcomes: list[object]) -> list[int]:
-    return [outcome.predictions[0].class_id for outcome in outcomes if isinstance(outcome, Classified)]
+    return [outcome.predictions(1)[0].class_id for outcome in outcomes if isinstance(outcome, Classified)]
 
 
 class NumberlessClassifier(FakeClassifier):
@@ -91,8 +90,8 @@ async def test_one_bad_picture_does_not_touch_the_others() -> None:
 async def test_predictions_are_labelled_and_timed() -> None:
     [outcome] = await ask(pipeline(FakeClassifier()), b"\x03", k=5)
     assert isinstance(outcome, Classified)
-    assert [one.label for one in outcome.predictions] == ["label 3", "label 0", "label 1", "label 2", "label 4"]
-    assert sum(one.score for one in outcome.predictions) == pytest.approx(1)
+    assert [one.label for one in outcome.predictions(5)] == ["label 3", "label 0", "label 1", "label 2", "label 4"]
+    assert sum(one.score for one in outcome.predictions(5)) == pytest.approx(1)
     assert outcome.timing.inference == 1.5
     assert outcome.timing.queue >= 0
     assert outcome.timing.preprocess > 0

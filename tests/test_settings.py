@@ -3,7 +3,17 @@ from __future__ import annotations
 import pytest
 
 from serve_app.errors import ConfigError
-from serve_app.settings import BatchingSettings, Settings, parse_goal, parse_live, parse_settings
+from serve_app.settings import (
+    BatchingSettings,
+    Live,
+    Settings,
+    classifier_deployment,
+    parse_goal,
+    parse_live,
+    parse_live_models,
+    parse_settings,
+    per_model,
+)
 
 
 def test_no_arguments_are_the_defaults() -> None:
@@ -34,11 +44,13 @@ def test_every_problem_is_reported_at_once() -> None:
 
 
 def test_a_user_config_changes_what_it_names_and_nothing_else() -> None:
-    batching = BatchingSettings(max_batch_size=16, merge_wait_s=0.01)
-    changed = parse_live({"max_batch_size": 4, "latency_objective_ms": 50}, batching)
-    assert changed == BatchingSettings(max_batch_size=4, merge_wait_s=0.01, latency_objective_ms=50)
-    assert parse_live({"merge_wait_s": "auto"}, batching).merge_wait_s == "auto"
-    assert parse_live(None, batching) == batching
+    settings = Settings(batching=BatchingSettings(max_batch_size=16, merge_wait_s=0.01))
+    changed = parse_live({"max_batch_size": 4, "latency_objective_ms": 50}, settings)
+    assert changed == Live(BatchingSettings(max_batch_size=4, merge_wait_s=0.01, latency_objective_ms=50), version=1)
+    assert parse_live({"merge_wait_s": "auto", "version": 3}, settings) == Live(
+        BatchingSettings(max_batch_size=16, merge_wait_s="auto"), version=3
+    )
+    assert parse_live(None, settings) == Live(settings.batching, version=1)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +63,65 @@ def test_a_user_config_changes_what_it_names_and_nothing_else() -> None:
 )
 def test_a_wrong_user_config_is_named(user_config: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        parse_live(user_config, BatchingSettings(max_batch_size=16))
+        parse_live(user_config, Settings(batching=BatchingSettings(max_batch_size=16)))
+
+
+def models(**sections: dict[str, object]) -> Settings:
+    return parse_settings({"batching": {"max_batch_size": 8, "max_in_flight": 3}, "models": sections})
+
+
+def test_a_model_differs_from_the_top_level_in_what_it_says() -> None:
+    one, other = per_model(models(one={}, other={"placement": "split", "batching": {"max_batch_size": 4}})).values()
+    assert (one.engine.model, one.placement, one.batching.max_batch_size) == ("one", "colocated", 8)
+    assert (other.engine.model, other.placement, other.batching.max_batch_size) == ("other", "split", 4)
+    assert other.batching.max_in_flight == 3
+    assert one.models == other.models == {}
+    named = per_model(models(public={"engine": {"model": "resnet18", "precision": "int8"}}))["public"]
+    assert (named.engine.model, named.engine.precision) == ("resnet18", "int8")
+
+
+def test_without_models_there_is_one_that_its_engine_names() -> None:
+    settings = parse_settings({"engine": {"model": "resnet18"}})
+    assert per_model(settings) == {"": settings}
+    assert classifier_deployment("") == "Classifier"
+    assert classifier_deployment("flowers") == "Classifier-flowers"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"models": {"a b": {}}}, "cannot be part of an address"),
+        ({"models": {"a/b": {}}}, "cannot be part of an address"),
+        ({"models": {"a_tensor": {}}}, "same model for clients that send tensors"),
+        ({"engine": {"model": "a"}, "models": {"b": {}}}, "remove it"),
+        ({"models": {"a": {"engine": {"precison": "int8"}}}}, r"args\.models\.a\.engine\.precison: .*'precision'"),
+        ({"models": {"a": {"limits": {}}}}, r"args\.models\.a\.limits: unknown key"),
+    ],
+)
+def test_wrong_models_are_named(args: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_settings(args)
+
+
+def test_a_preprocessor_changes_each_of_its_models() -> None:
+    settings = per_model(models(one={}, other={}))
+    live = parse_live_models({"max_batch_size": 4, "models": {"other": {"max_batch_size": 2, "version": 5}}}, settings)
+    assert [(one.batching.max_batch_size, one.version) for one in live.values()] == [(4, 1), (2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("user_config", "said"),
+    [
+        ({"models": {"tow": {}}}, "no such model; did you mean 'two'"),
+        ({"version": 2}, "give each its own"),
+        ({"models": {"two": {"version": 2}}}, "user_config of Classifier-two"),
+        ({"models": {"one": {"max_batch_size": 9}}}, r"user_config\.models\.one\.max_batch_size: 9 is above"),
+        ({"models": {"one": {"max_batch": 9}}}, r"user_config\.models\.one\.max_batch: .*'max_batch_size'"),
+    ],
+)
+def test_a_wrong_change_of_several_models_is_named(user_config: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_live_models(user_config, per_model(models(one={}, two={"placement": "split"})))
 
 
 def test_a_goal_is_validated_to_its_floors() -> None:

@@ -19,6 +19,7 @@ from serve_app.autoscaling.schedule import scheduled_minimum
 from serve_app.autoscaling.signals import BACKLOG, KNEE, OFFERED, RATE, Reports, stage_load
 from serve_app.autoscaling.sizing import Decision, Memory, Replicas, backlogged, decide
 from serve_app.errors import ConfigError
+from serve_app.metric_names import CONTROLLER_METRICS
 from serve_app.settings import ScalingGoal, parse_goal
 
 if TYPE_CHECKING:
@@ -56,9 +57,13 @@ class StagePolicy:
 class PipelinePolicy:
     """Scales the stages of an application together: no stage grows while the one behind it is full and backlogged.
 
+    Several models have a Classifier each, `Classifier-NAME`: they stand side by side at the place of `Classifier`, and
+    the stage before them is held only while all of them are full.
+
     Args:
         order: deployments in the order a picture meets them.
-        stages: deployment -> fields of `settings.ScalingGoal`; those left out have the defaults.
+        stages: deployment -> fields of `settings.ScalingGoal`; those left out have the defaults, or those of
+            `Classifier`.
     """
 
     def __init__(
@@ -76,10 +81,13 @@ class PipelinePolicy:
             wrong.append("policy_kwargs.stages: not a mapping")
             given = {}
         self._order = tuple(order)
-        wrong += [f"policy_kwargs.stages.{name}: no such stage in order" for name in given if name not in order]
+        wrong += [
+            f"policy_kwargs.stages.{name}: no such stage in order" for name in given if stage_of(name) not in order
+        ]
         for line in wrong:
             logger.error("autoscaling is off: %s", line)
-        self._goals = {name: None if wrong else _goal_or_none(given.get(name, {})) for name in self._order}
+        names = dict.fromkeys([*self._order, *given])
+        self._goals = {name: None if wrong else _goal_or_none(given.get(name, {})) for name in names}
         self._tell = Announcer()
 
     def __call__(
@@ -88,21 +96,29 @@ class PipelinePolicy:
         """Ray's application-level signature; a deployment that is no stage keeps its replicas."""
         counts: dict[DeploymentID, int] = {}
         states: dict[DeploymentID, dict[str, Any]] = {}
-        place = {name: at for at, name in enumerate(self._order)}
         behind_is_full = False
-        # From the last stage to the first.
-        for ident, ctx in sorted(contexts.items(), key=lambda item: -place.get(item[1].deployment_name, -1)):
-            try:
-                goal = self._goals.get(ctx.deployment_name)
-                if goal is None:
+        for name in reversed(self._order):
+            full = []
+            for ident, ctx in contexts.items():
+                if ctx.deployment_name != name and stage_of(ctx.deployment_name) != name:
                     continue
-                decision = stage_decision(ctx, goal, hold=behind_is_full)
-                behind_is_full = is_full(decision, ctx, goal)
-                self._tell(ctx, decision, goal.log_every_s)
-                counts[ident], states[ident] = decision.replicas, decision.memory.as_dict()
-            except Exception:
-                logger.exception("the autoscaling policy failed; %s keeps its replicas", ctx.deployment_name)
+                try:
+                    goal = self._goals.get(ctx.deployment_name, self._goals[name])
+                    if goal is None:
+                        continue
+                    decision = stage_decision(ctx, goal, hold=behind_is_full)
+                    full.append(is_full(decision, ctx, goal))
+                    self._tell(ctx, decision, goal.log_every_s)
+                    counts[ident], states[ident] = decision.replicas, decision.memory.as_dict()
+                except Exception:
+                    logger.exception("the autoscaling policy failed; %s keeps its replicas", ctx.deployment_name)
+            behind_is_full = all(full) if full else behind_is_full
         return counts, states
+
+
+def stage_of(deployment: str) -> str:
+    """Where a deployment stands: the Classifiers of several models are one stage."""
+    return "Classifier" if deployment.startswith("Classifier-") else deployment
 
 
 def stage_decision(ctx: AutoscalingContext, goal: ScalingGoal, hold: bool = False) -> Decision:
@@ -179,25 +195,24 @@ class Announcer:
 
     def _measure(self, ctx: AutoscalingContext, decision: Decision) -> None:
         tags = {"application": ctx.app_name or "", "deployment": ctx.deployment_name}
-        self._gauge("desired_replicas", "Replicas the policy asks for.").set(decision.replicas, tags=tags)
-        self._gauge("running_replicas", "Replicas that serve.").set(ctx.current_num_replicas, tags=tags)
-        self._gauge("start_up_s", "Seconds from asking for a replica until it serves.").set(
-            decision.start_up_s, tags=tags
-        )
+        self._set("desired_replicas", decision.replicas, tags)
+        self._set("running_replicas", ctx.current_num_replicas, tags)
+        self._set("start_up_s", decision.start_up_s, tags)
         if decision.load is not None:
             load = decision.load
-            self._gauge("backlog_pictures", "Pictures that wait or are in work.").set(load.backlog_pictures, tags=tags)
-            self._gauge("arrivals_per_s", "Pictures offered per second.").set(load.arrivals_per_s, tags=tags)
-            self._gauge("pictures_per_s", "What one replica can do.").set(load.pictures_per_s, tags=tags)
+            self._set("backlog_pictures", load.backlog_pictures, tags)
+            self._set("arrivals_per_s", load.arrivals_per_s, tags)
+            self._set("pictures_per_s", load.pictures_per_s, tags)
 
-    def _gauge(self, name: str, description: str) -> Any:
-        if name not in self._gauges:
+    def _set(self, name: str, value: float, tags: dict[str, str]) -> None:
+        if not self._gauges:
             from ray.util.metrics import Gauge  # here: policies are tested, and replayed, without Ray running
 
-            self._gauges[name] = Gauge(
-                f"image_serve_autoscaling_{name}", description=description, tag_keys=("application", "deployment")
-            )
-        return self._gauges[name]
+            self._gauges = {
+                metric.name: Gauge(metric.name, description=metric.description, tag_keys=metric.tags)
+                for metric in CONTROLLER_METRICS
+            }
+        self._gauges[f"image_serve_autoscaling_{name}"].set(value, tags=tags)
 
 
 def explained(ctx: AutoscalingContext, decision: Decision) -> dict[str, Any]:

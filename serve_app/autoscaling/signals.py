@@ -47,6 +47,20 @@ class StageLoad:
     reporting: int
 
 
+def together(signals: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What several models in one replica report as one stage: they share its CPUs, so its rate is that of the mix."""
+    if len(signals) == 1:
+        return dict(signals[0])
+    shares = [one[OFFERED] + 1 for one in signals]  # before anything was offered, all are thought to be alike
+    per_picture_s = [share / one[RATE] for share, one in zip(shares, signals, strict=True)]
+    return {
+        BACKLOG: sum(one[BACKLOG] for one in signals),
+        OFFERED: sum(one[OFFERED] for one in signals),
+        RATE: sum(shares) / sum(per_picture_s),
+        KNEE: max(one[KNEE] for one in signals),
+    }
+
+
 def stage_load(reports: Reports, now_s: float, stale_after_s: float) -> StageLoad | None:
     """The load that `reports` tell of, or None where no replica has said enough lately.
 

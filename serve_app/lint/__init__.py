@@ -64,7 +64,7 @@ def _application(application: Mapping[str, Any], at: str, env: Mapping[str, str]
                 yield from request_target(deployment, path, settings)
     yield from scaling_policies(application, at, deployments_of(settings) if ours else None)
     if settings is not None:
-        yield from chunks(settings, dict(env) | env_vars(application), f"{at}.args.batching.max_batch_size")
+        yield from chunks(settings, dict(env) | env_vars(application), f"{at}.args")
         yield from long_requests(settings.limits.max_timeout_ms, env, f"{at}.args.limits.max_timeout_ms")
 
 

@@ -103,11 +103,12 @@ def _pipeline(policy: Mapping[str, Any], at: str, names: Sequence[str] | None) -
             "error", f"{at}.order", "not a list of deployments, each once; list them in the order a picture meets them"
         )
         return
-    known = None if names is None else [*DEFAULT_ORDER]  # colocated, the Classifier is a stage that never comes
+    known = None if names is None else [*dict.fromkeys([*DEFAULT_ORDER, *names])]  # colocated has no Classifier
     for place, name in enumerate(order):
         if known is not None and name not in known:
             yield Finding("error", f"{at}.order[{place}]", f"no deployment {name!r}; {nearest_key(name, known)}")
-    yield from _goals(kwargs.get("stages") or {}, f"{at}.stages", order)
+    allowed = [*order, *(one for name in order for one in _side_by_side(name, names))]
+    yield from _goals(kwargs.get("stages") or {}, f"{at}.stages", allowed)
 
 
 def _goals(stages: object, at: str, order: list[str]) -> Findings:
@@ -136,7 +137,8 @@ def _stages(
     listed = {
         str(deployment.get("name")): (where, deployment) for where, deployment in items(application, "deployments", at)
     }
-    for name in order or ():
+    stages = [one for name in order or () for one in (_side_by_side(name, names) or [name])]
+    for name in stages:
         where, deployment = listed.get(name, (f"{at}.deployments", {}))
         scaling = section(deployment, "autoscaling_config")
         if scaling or deployment.get("num_replicas") == "auto":
@@ -145,6 +147,11 @@ def _stages(
             yield Finding(
                 "warning", where, f"{PIPELINE} does not scale {name}, which has no autoscaling_config; give it one"
             )
+
+
+def _side_by_side(name: str, names: Sequence[str] | None) -> list[str]:
+    """Classifiers of several models, which stand at the place of `Classifier`."""
+    return [one for one in names or () if name == "Classifier" and one.startswith("Classifier-")]
 
 
 def _goal(fields: object, at: str) -> Findings:

@@ -11,7 +11,7 @@ from serve_app.lint.finding import Finding, Findings, env_vars, is_on, number, s
 from serve_app.lint.keys import but_policy, refused_by
 from serve_app.lint.scaling import has_policy
 from serve_app.manifest import InputSpec
-from serve_app.settings import Settings, nearest_key, parse_live
+from serve_app.settings import Settings, classifier_deployment, nearest_key, parse_live, parse_live_models, per_model
 
 CLUSTER_VARIABLES = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED", "RAY_SERVE_ENABLE_DIRECT_INGRESS")
 """Every process of a cluster must agree on these, so they belong in the environment Ray is started in."""
@@ -67,8 +67,18 @@ def any_deployment(deployment: Mapping[str, Any], at: str, ray_config: Any) -> F
 
 
 def deployments_of(settings: Settings | None) -> list[str]:
-    """Of this service; both where nobody knows."""
-    return ["Preprocessor"] if settings and settings.placement == "colocated" else ["Preprocessor", "Classifier"]
+    """Of this service; where nobody knows, those of a single model."""
+    if settings is None:
+        return ["Preprocessor", "Classifier"]
+    split = [name for name, one in per_model(settings).items() if one.placement == "split"]
+    return ["Preprocessor", *(classifier_deployment(name) for name in split)]
+
+
+def _model_of(deployment: str, settings: Settings) -> Settings:
+    """The model that a deployment is sized by: its own, or the first."""
+    models = per_model(settings)
+    own = [one for name, one in models.items() if classifier_deployment(name) == deployment]
+    return (own or list(models.values()))[0]
 
 
 def our_deployment(
@@ -78,25 +88,28 @@ def our_deployment(
     name = str(deployment.get("name"))
     names = deployments_of(settings)
     if name not in names:
-        hint = "; the Classifier exists with args.placement: split only" if name == "Classifier" else ""
+        hint = "; a Classifier exists with placement: split only" if name.startswith("Classifier") else ""
         yield Finding("error", f"{at}.name", f"no deployment {name!r}{hint}; {nearest_key(name, names)}")
         return
-    most = number(deployment, "max_ongoing_requests", DEFAULT_MAX_ONGOING[name])
-    if name == "Classifier" and most < 2:
+    most = number(deployment, "max_ongoing_requests", DEFAULT_MAX_ONGOING[name.partition("-")[0]])
+    if name != "Preprocessor" and most < 2:
         yield Finding(
             "error", f"{at}.max_ongoing_requests", "no chunk can wait while one is classified; set it to 2 or more"
         )
     if name == "Preprocessor" and is_on(env, "RAY_SERVE_ENABLE_HA_PROXY"):
         yield from _ingress(deployment, at, most)
     if settings is not None:
-        yield from _live_batching(deployment.get("user_config"), f"{at}.user_config", settings)
+        yield from _live(deployment.get("user_config"), f"{at}.user_config", name, settings)
 
 
-def _live_batching(user_config: object, at: str, settings: Settings) -> Findings:
+def _live(user_config: object, at: str, deployment: str, settings: Settings) -> Findings:
     if user_config is not None and not isinstance(user_config, Mapping):
         return  # Ray says so
     try:
-        parse_live(user_config, settings.batching)
+        if deployment == "Preprocessor":
+            parse_live_models(user_config, per_model(settings))
+        else:
+            parse_live(user_config, _model_of(deployment, settings))
     except ConfigError as error:
         for line in str(error).splitlines():
             path, _, message = line.partition(": ")
@@ -110,7 +123,7 @@ def request_target(deployment: Mapping[str, Any], at: str, settings: Settings | 
     if name not in deployments_of(settings) or not is_scaled or has_policy(scaling, "policy"):
         return
     path = f"{at}.autoscaling_config.target_ongoing_requests"
-    most = number(deployment, "max_ongoing_requests", DEFAULT_MAX_ONGOING[name])
+    most = number(deployment, "max_ongoing_requests", DEFAULT_MAX_ONGOING[name.partition("-")[0]])
     target = number(scaling, "target_ongoing_requests", DEFAULT_TARGET_ONGOING)
     if target > most:
         yield Finding(
@@ -119,7 +132,7 @@ def request_target(deployment: Mapping[str, Any], at: str, settings: Settings | 
             f"{target:g} is above max_ongoing_requests ({most:g}), so replicas are never added; lower it or raise that",
         )
     elif settings is not None:
-        least = settings.batching.max_batch_size if name == "Preprocessor" else 2
+        least = _model_of(name, settings).batching.max_batch_size if name == "Preprocessor" else 2
         unit = "requests, one full chunk" if name == "Preprocessor" else "chunks, one classified and one forming"
         if target < least:
             yield Finding(
@@ -146,24 +159,26 @@ def policy_loads(policy: object, at: str) -> Findings:
         )
 
 
-def chunks(settings: Settings, env: Mapping[str, str], path: str) -> Findings:
+def chunks(settings: Settings, env: Mapping[str, str], at: str) -> Findings:
     """A chunk is one message to the Classifier, which gRPC cuts off at a limit that actor calls do not have."""
     grpc = is_on(env, "RAY_SERVE_USE_GRPC_BY_DEFAULT") or (
         "RAY_SERVE_USE_GRPC_BY_DEFAULT" not in env and is_on(env, "RAY_SERVE_THROUGHPUT_OPTIMIZED")
     )
-    if settings.placement != "split" or not grpc:
+    if not grpc:
         return
     variable = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
     limit = number(env, variable, DEFAULT_GRPC_MESSAGE_BYTES)
     spec = InputSpec()
-    largest = settings.batching.max_batch_size * spec.height * spec.width * 3
-    if largest >= limit:
-        yield Finding(
-            "error",
-            path,
-            f"a chunk of {settings.batching.max_batch_size} pictures is {largest} bytes, a message between replicas at "
-            f"most {limit:g}; set {variable} above it on every node, or lower max_batch_size",
-        )
+    for name, one in per_model(settings).items():
+        largest = one.batching.max_batch_size * spec.height * spec.width * 3
+        if one.placement == "split" and largest >= limit:
+            own = bool(name) and "max_batch_size" in settings.models[name].batching.model_fields_set
+            yield Finding(
+                "error",
+                f"{at}.models.{name}.batching.max_batch_size" if own else f"{at}.batching.max_batch_size",
+                f"a chunk of {one.batching.max_batch_size} pictures is {largest} bytes, a message between replicas at "
+                f"most {limit:g}; set {variable} above it on every node, or lower max_batch_size",
+            )
 
 
 def long_requests(timeout_ms: float, env: Mapping[str, str], path: str) -> Findings:
