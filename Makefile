@@ -23,6 +23,7 @@ serve: engine ## install, build the default engine and serve it, until Ctrl-C
 	@exec $(VENV)/bin/image-serve start $(CONFIG) $(if $(PORT),--port $(PORT)) $(if $(LOGS),--logs)
 
 test: $(VENV)/.installed-dev ## every test, the real service among them
+	@scripts/test_tools
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/.installed-dev ## ruff, and the lint of configs/
