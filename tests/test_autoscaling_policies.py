@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import logging
 import subprocess
@@ -277,6 +278,24 @@ def test_decoders_do_not_grow_in_front_of_a_full_classifier(
         "Preprocessor": decoders,
         "Classifier": 8,
     }
+
+
+@pytest.mark.parametrize(("backlog", "decoders"), [(FULL, 2), (0.0, 5)], ids=["both full", "one full"])
+def test_classifiers_of_several_models_stand_side_by_side(backlog: float, decoders: int) -> None:
+    stages = [
+        context("Classifier-cats", BUSY, FULL, target=8),
+        context("Preprocessor", BUSY, target=2),
+        context("Classifier-dogs", BUSY, backlog, target=8),
+    ]
+    for order in itertools.permutations(stages):
+        counts = Pipeline().tick(*order)
+        assert (counts["Preprocessor"], counts["Classifier-cats"]) == (decoders, 8)
+
+
+def test_a_classifier_of_one_model_may_have_a_goal_of_its_own() -> None:
+    pipeline = Pipeline(stages={"Classifier": GOAL, "Classifier-dogs": GOAL | {"utilization": 0.05}})
+    counts = pipeline.tick(*(context(f"Classifier-{name}", 10, target=1) for name in ("cats", "dogs")))
+    assert counts["Classifier-dogs"] > counts["Classifier-cats"] == 1
 
 
 def test_a_held_stage_says_so_and_shrinks_all_the_same(log: Log) -> None:

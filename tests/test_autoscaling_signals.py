@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.autoscaling.signals import BACKLOG, KNEE, OFFERED, RATE, Reports, Series, StageLoad, stage_load
+from serve_app.autoscaling.signals import (
+    BACKLOG,
+    KNEE,
+    OFFERED,
+    RATE,
+    Reports,
+    Series,
+    StageLoad,
+    stage_load,
+    together,
+)
 
 NOW_S = 1000.0
 STALE_AFTER_S = 10.0
@@ -166,3 +176,13 @@ def test_a_replica_that_fell_silent_is_left_out(silent_s: float, counted: bool) 
 )
 def test_without_a_rate_there_is_no_load(reports: Reports) -> None:
     assert stage_load(reports, NOW_S, STALE_AFTER_S) is None
+
+
+def test_models_in_one_replica_are_one_stage() -> None:
+    fast = {BACKLOG: 3.0, OFFERED: 299, RATE: 100.0, KNEE: 4}
+    slow = {BACKLOG: 2.0, OFFERED: 99, RATE: 10.0, KNEE: 2}
+    assert together([fast]) == fast
+    both = together([fast, slow])
+    assert (both[BACKLOG], both[OFFERED], both[KNEE]) == (5.0, 398, 4)
+    # Of 400 pictures 300 take a hundredth of a second and 100 a tenth: 13 s.
+    assert both[RATE] == pytest.approx(400 / 13)

@@ -130,6 +130,26 @@ def test_the_classifier_exists_where_stages_are_split() -> None:
     assert "placement: split" in finding.message
 
 
+def test_each_split_model_has_a_classifier_of_its_own() -> None:
+    models = {"cats": {}, "dogs": {"placement": "colocated"}}
+    config = changed(f"{APPLICATION}.args", {"placement": "split", "models": models})
+    findings = lint_config(changed(f"{CLASSIFIER}.name", "Classifier-cats", config), FAST)
+    assert findings == []
+    [finding] = lint_config(changed(f"{CLASSIFIER}.name", "Classifier-dogs", config), FAST)
+    assert (finding.path, finding.severity) == (f"{CLASSIFIER}.name", "error")
+    assert "did you mean 'Classifier-cats'?" in finding.message
+
+
+def test_a_preprocessor_may_change_its_models_while_they_run() -> None:
+    models = {"cats": {}, "dogs": {"placement": "colocated"}}
+    config = changed(f"{APPLICATION}.args", {"placement": "split", "models": models})
+    config = changed(f"{CLASSIFIER}.name", "Classifier-cats", config)
+    live = {"models": {"dogs": {"version": 2}, "cats": {"max_batch_size": 4}}}
+    assert lint_config(changed(f"{PREPROCESSOR}.user_config", live, config), FAST) == []
+    [finding] = lint_config(changed(f"{PREPROCESSOR}.user_config", {"models": {"cat": {}}}, config), FAST)
+    assert (finding.path, finding.severity) == (f"{PREPROCESSOR}.user_config.models.cat", "error")
+
+
 def test_other_applications_name_their_own_deployments() -> None:
     config = changed(f"{APPLICATION}.import_path", "other.app:build")
     config = changed(f"{PREPROCESSOR}.name", "Anything", changed(f"{APPLICATION}.args", {"any": 1}, config))

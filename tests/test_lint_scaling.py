@@ -38,6 +38,31 @@ def config_of(kind: str, kwargs: object = None, name: str | None = None) -> dict
     return changed(PIPELINE_AT, policy, config)
 
 
+def several(kwargs: object = None) -> dict[str, Any]:
+    """The same with two models in split placement, and one beside the decoder."""
+    config = config_of("PipelinePolicy", kwargs)
+    [application] = config["applications"]
+    application["args"]["models"] = {"cats": {}, "dogs": {}, "birds": {"placement": "colocated"}}
+    own = next(one for one in application["deployments"] if one["name"] == "Classifier")
+    application["deployments"].remove(own)
+    application["deployments"] += [{**own, "name": f"Classifier-{name}"} for name in ("cats", "dogs")]
+    return config
+
+
+def test_classifiers_of_several_models_are_stages() -> None:
+    assert found(several()) == []
+    assert found(several({"stages": {"Classifier": {"keep_s": 30}, "Classifier-dogs": {"keep_s": 60}}})) == []
+    assert found(several({"stages": {"Classifier-birds": {}}})) == [
+        ("error", f"{PIPELINE_AT}.policy_kwargs.stages.Classifier-birds")
+    ]
+
+
+def test_a_classifier_that_nothing_scales_is_told() -> None:
+    config = several()
+    del config["applications"][0]["deployments"][-1]["autoscaling_config"]
+    assert found(config) == [("warning", f"{APPLICATION}.deployments[2]")]
+
+
 def found(config: dict[str, Any]) -> list[tuple[str, str]]:
     return [(finding.severity, finding.path) for finding in lint_config(config, FAST)]
 
