@@ -58,6 +58,7 @@ class Versions:
         task.add_done_callback(self._tasks.discard)
 
     def _refused(self, version: int, why: str) -> None:
-        self.problem = f"version {version} was not taken in, version {self.serving} goes on: {why}"
-        logger.error("model %s: %s", self._model, self.problem)
+        what = f"version {version} was not taken in, version {self.serving} goes on"
+        logger.error("model %s: %s: %s", self._model, what, why)
+        self.problem = f"{what}; the log says why"  # clients see this, and are not told of folders
         self._metrics.version_refused()

@@ -60,8 +60,8 @@ async def test_a_bad_version_leaves_the_old_one(error: Exception, caplog: pytest
     with caplog.at_level(logging.ERROR, "serve_app"):
         await versions.want(3)
     assert versions.serving == 1
-    assert f"version 3 was not taken in, version 1 goes on: {error}" in versions.problem
-    assert versions.problem in caplog.text
+    assert versions.problem == "version 3 was not taken in, version 1 goes on; the log says why"
+    assert f"model cats: version 3 was not taken in, version 1 goes on: {error}" in caplog.text
     assert (metrics.serving, metrics.refused_versions) == ([1], 1)
     await versions.want(1)  # the configuration was set back
     assert (versions.serving, versions.problem) == (1, "")
