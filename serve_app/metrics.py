@@ -113,6 +113,8 @@ class ModelMetrics:
         self._refusals: deque[str] = deque()
         self._batches: deque[tuple[int, float, SentBecause]] = deque()
         self._gpu_times: deque[GpuTimes] = deque()
+        # Ray forgets a gauge that is not set again within a few of its reports.
+        self._gauges: dict[tuple[str, str], float] = {}
 
     def answered(self, timing: Timing) -> None:
         self._timings.append(timing)
@@ -131,10 +133,10 @@ class ModelMetrics:
 
     def gpu_memory(self, memory: GpuMemory) -> None:
         for kind in ("buffers", "engine", "free", "total"):
-            self._tell("image_serve_gpu_memory_bytes", "set", getattr(memory, kind), kind=kind)
+            self._gauges["image_serve_gpu_memory_bytes", kind] = getattr(memory, kind)
 
     def version(self, version: int) -> None:
-        self._tell("image_serve_model_version", "set", version)
+        self._gauges["image_serve_model_version", ""] = version
 
     def version_refused(self) -> None:
         self._tell("image_serve_version_refused", "inc", 1)
@@ -156,6 +158,8 @@ class ModelMetrics:
             self._tell("image_serve_batch_ms", "observe", inference_ms)
         for reason, count in reasons.items():
             self._tell("image_serve_batches", "inc", count, reason=reason)
+        for (name, kind), value in list(self._gauges.items()):
+            self._tell(name, "set", value, **({"kind": kind} if kind else {}))
         self._flush_gpu()
 
     def _flush_gpu(self) -> None:

@@ -18,6 +18,8 @@ SCALED = {
     "upscale_delay_s": 0,
     "downscale_delay_s": 0,
 }
+OFTEN = {"RAY_metrics_report_interval_ms": "1000"}
+"""Ten seconds otherwise, and the test of the metrics waits for several reports."""
 LOGS = {"encoding": "JSON", "enable_access_log": False, "log_level": "WARNING"}
 
 
@@ -59,5 +61,5 @@ def clients_address(workplace: Path) -> Iterator[str]:
     config = configuration()
     # Until an engine of our own is built here, the default one stands for it.
     config["applications"][0]["args"]["models"]["samples4"]["engine"] = {"model": "efficientnet_lite0"}
-    with running(config, workplace) as address:
+    with running(config, workplace, env=OFTEN) as address:
         yield address
