@@ -242,6 +242,7 @@ def _onnx_cache_name(spec: ModelSpec, weights: LoadedWeights) -> str:
 def _manifest(staged: Path, job: _Job, weights: LoadedWeights, calibrated_with: str | None) -> Manifest:
     return Manifest(
         model=job.spec.name,
+        version=job.engine.version,
         architecture=job.spec.architecture,
         backend=job.engine.backend,
         precision=job.engine.precision,

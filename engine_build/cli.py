@@ -9,14 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine_build.ensure import missing_engines
+from engine_build.ensure import missing_engines, present_engine
 from engine_build.errors import BuildError
 from engine_build.options import DEFAULT_CPU_BATCH, DEFAULT_GPU_BATCH, parser
 from engine_build.progress import say
 from engine_build.report import page, plan_summary, summary, table
 from engine_build.request import BuildRequest, Checkpoint
 from engine_build.simulate import parse_latency, simulate
-from engine_build.store import EngineStore, parse_engine_id
+from engine_build.store import EngineId, EngineStore, parse_engine_id
 from engine_build.tensorrt.compile import CompileOptions, compile_engine, tuned_batch
 from engine_build.zoo import check_own_name
 from serve_app.errors import GpuMissing, SetupError
@@ -78,8 +78,12 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _ensure(arguments: argparse.Namespace) -> int:
     for request, plan in missing_engines(arguments.config, arguments.weights_dir):
-        say(f"engine {request.engine_id()} is not there yet, building it in {request.engines_dir}")
-        _run_build(request, plan)
+        folder = present_engine(request)
+        if folder and plan:
+            _run_compile(folder, plan)
+        else:
+            say(f"engine {request.engine_id()} is not there yet, building it in {request.engines_dir}")
+            _run_build(request, plan)
     return 0
 
 
@@ -113,7 +117,7 @@ def _trtexec_script(arguments: argparse.Namespace) -> int:
 
 def _simulate(arguments: argparse.Namespace) -> int:
     table = parse_latency(arguments.batch_ms)
-    manifest, folder = simulate(check_own_name(arguments.name), table, arguments.engines_dir)
+    manifest, folder = simulate(check_own_name(arguments.name), table, arguments.engines_dir, arguments.version)
     say(summary(manifest, folder))
     return 0
 
@@ -123,7 +127,7 @@ def _run_build(request: BuildRequest, plan: CompileOptions | None = None) -> Man
     from engine_build.build import build  # torch takes seconds to import
 
     manifest = build(request)
-    folder = EngineStore(request.engines_dir).folder(parse_engine_id(manifest.engine_name))
+    folder = EngineStore(request.engines_dir).folder(EngineId.of(manifest))
     say(summary(manifest, folder))
     try:
         if plan is not None:
@@ -171,6 +175,7 @@ def _request(arguments: argparse.Namespace) -> BuildRequest:
         labels_csv=arguments.labels_csv,
         max_batch=arguments.max_batch or DEFAULT_CPU_BATCH,
         force=arguments.force,
+        version=arguments.version,
     )
     request.engine_id().check_buildable()
     return request
@@ -193,7 +198,7 @@ def _checkpoint(arguments: argparse.Namespace) -> Checkpoint | None:
 
 
 def _engine_folder(arguments: argparse.Namespace) -> Path:
-    """`engine` as a path to an engine folder, or as MODEL/BACKEND-PRECISION below the engines folder."""
+    """`engine` as a path to an engine folder, or as MODEL[@VERSION]/BACKEND-PRECISION below the engines folder."""
     path = Path(arguments.engine)
     if (path / MANIFEST_NAME).is_file():
         return path

@@ -25,6 +25,7 @@ examples:
   engine-build compile {PACKAGED}/tensorrt-fp16
   engine-build build --model resnet18 --untrained        random weights, to measure throughput
   engine-build build --checkpoint best.pt --arch resnet18 --labels labels.txt --name birds
+  engine-build build --checkpoint new.pt --arch resnet18 --labels labels.txt --name birds --version 2
   engine-build verify {FLAGSHIP}/openvino-fp32 --pictures photos/
   engine-build simulate --name slow 1:20 16:120           computes nothing, takes its time: to rehearse scaling
   engine-build ensure --config configs/local.yaml        what `make serve` does before it starts
@@ -59,6 +60,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _version(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a version; they are numbers from 1 on")
+    return int(text)
+
+
 def parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
     """Of the whole command.
 
@@ -85,6 +92,7 @@ def parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print the manifest as it is")
     simulated = commands.add("simulate", "write an engine that only takes time, to rehearse scaling")
     simulated.add_argument("--name", required=True, help="what the service calls it")
+    _add_version(simulated)
     simulated.add_argument(
         "batch_ms", nargs="+", metavar="SIZE:MS", help="milliseconds of a batch of that size; a line between sizes"
     )
@@ -140,6 +148,7 @@ def _add_recipe(build: argparse.ArgumentParser) -> None:
     build.add_argument("--calibration", type=Path, metavar="DIR", help="int8: real pictures, some hundred are enough")
     _add_comparison(build)
     _add_weights_dir(build)
+    _add_version(build)
     build.add_argument("--force", action="store_true", help="build even what is there")
 
 
@@ -188,7 +197,21 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
 
 
 def _add_engine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("engine", metavar="ENGINE", help="MODEL/BACKEND-PRECISION, or the path of an engine folder")
+    command.add_argument(
+        "engine",
+        metavar="ENGINE",
+        help="MODEL/BACKEND-PRECISION, of a later version MODEL@N/BACKEND-PRECISION, or the path of an engine folder",
+    )
+
+
+def _add_version(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--version",
+        type=_version,
+        default=1,
+        metavar="N",
+        help="of the engine, default 1; a new one stands beside those that are served",
+    )
 
 
 def _add_weights_dir(command: argparse.ArgumentParser) -> None:

@@ -52,7 +52,7 @@ def _row(folder: Path) -> tuple[str, str, str, str, str, str, str]:
     try:
         manifest = read_manifest(folder, check_files=False)
     except EngineError:
-        return f"{folder.parent.name}/{folder.name}", "manifest is not valid", "", "", "", "", ""
+        return _named(folder), "manifest is not valid", "", "", "", "", ""
     figures = manifest.verify
     return (
         manifest.engine_name,
@@ -62,6 +62,14 @@ def _row(folder: Path) -> tuple[str, str, str, str, str, str, str]:
         f"{figures.accuracy.top1:.1%}" if figures and figures.accuracy else "-",
         f"{min(ms / size for size, ms in figures.latency_ms.items()):.2f}" if figures and figures.latency_ms else "-",
         manifest.created_utc,
+    )
+
+
+def _named(folder: Path) -> str:
+    """The engine that the path says."""
+    parent = folder.parent
+    return (
+        f"{parent.parent.name}@{parent.name}/{folder.name}" if parent.name.isdigit() else f"{parent.name}/{folder.name}"
     )
 
 

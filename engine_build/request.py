@@ -29,6 +29,7 @@ class BuildRequest:
         pictures: folder to compare on; None for the sample photographs.
         max_batch: largest batch size of the latency table.
         force: build even what is there.
+        version: of the engine; others stay as they are.
     """
 
     model: str
@@ -44,6 +45,7 @@ class BuildRequest:
     labels_csv: Path | None = None
     max_batch: int = 16
     force: bool = False
+    version: int = 1
 
     @property
     def weights_file(self) -> Path | None:
@@ -51,7 +53,7 @@ class BuildRequest:
         return self.checkpoint.path if self.checkpoint else self.weights
 
     def engine_id(self) -> EngineId:
-        return EngineId(self.model, self.backend, self.precision)
+        return EngineId(self.model, self.backend, self.precision, self.version)
 
     def is_answered_by(self, manifest: Manifest) -> bool:
         """Whether an engine of this name was made from the same weights and labels."""

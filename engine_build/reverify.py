@@ -35,10 +35,10 @@ def reverify(
         EngineError: no engine there, or it does not fit its manifest.
     """
     manifest = read_manifest(folder)
-    engine = EngineId(manifest.model, manifest.backend, manifest.precision)
+    engine = EngineId.of(manifest)
     chosen = comparison_pictures(pictures, labels_csv, manifest.num_classes)
     steps = Steps(2)
-    with EngineStore(folder.resolve().parent.parent).lock(engine):
+    with EngineStore.holding(folder, engine).lock(engine):
         with steps.step(f"weights of {manifest.model}"):
             weights = _same_weights(manifest, weights_dir, weights_file)
             reference = build_reference(manifest.architecture, manifest.input, manifest.num_classes, weights)

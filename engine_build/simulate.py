@@ -16,21 +16,22 @@ ARTIFACT = "latency.json"
 CLASSES = 1000
 
 
-def simulate(name: str, batch_ms: Mapping[int, float], engines_dir: Path) -> tuple[Manifest, Path]:
-    """Writes `engines_dir/<name>/simulated-fp32`, replacing one that is there.
+def simulate(name: str, batch_ms: Mapping[int, float], engines_dir: Path, version: int = 1) -> tuple[Manifest, Path]:
+    """Writes `engines_dir/<name>/simulated-fp32`, or that version of it, replacing one that is there.
 
     Args:
         name: what the service calls it.
         batch_ms: batch size -> milliseconds per batch; on the line between sizes, in proportion beyond them.
         engines_dir: where engines are.
     """
-    ident = EngineId(name, "simulated", "fp32")
+    ident = EngineId(name, "simulated", "fp32", version)
     text = json.dumps({"batch_ms": {str(size): batch_ms[size] for size in sorted(batch_ms)}})
     store = EngineStore(engines_dir)
     with store.lock(ident), store.staging(ident) as folder:
         (folder / ARTIFACT).write_text(text)
         manifest = Manifest(
             model=name,
+            version=version,
             architecture="simulated",
             backend="simulated",
             precision="fp32",

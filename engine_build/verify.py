@@ -13,7 +13,7 @@ from engine_build.pictures import Item, PictureSet
 from engine_build.progress import bar
 from engine_build.reference import Reference
 from serve_app.latency import measure_latency, table_sizes
-from serve_app.manifest import Accuracy, Manifest, Verification
+from serve_app.manifest import LEAST_AGREEMENT, Accuracy, Manifest, Verification
 from serve_app.runtime import Runtime, available_cores, load_runtime
 from serve_app.types import InferencePrecision, Logits, Picture
 
@@ -22,8 +22,6 @@ FP32_TOLERANCE = 1e-2
 """Largest logit error of an fp32 engine, as a share of the largest logit (of 1, where that is larger)."""
 TIE = 1e-4
 """Two logits of the reference that differ by less, on the same scale, have no order: fp32 sums differ by as much."""
-LEAST_AGREEMENT = {"fp16": 0.95, "int8": 0.8}
-"""Smallest share of pictures that keep their first class, of trained weights."""
 
 
 @dataclass(slots=True)

@@ -113,6 +113,8 @@ def check_own_name(name: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise BuildError(f"model name {name!r} is not usable; pass --name with letters, digits, dots, dashes only")
+    if name.isdigit():
+        raise BuildError(f"model name {name!r} would be taken for a version; pass --name with a letter in it")
     if name in (*ARCHITECTURES, "auto"):
         raise BuildError(f"the name {name!r} belongs to the built-in models; pass another --name for your checkpoint")
     return name

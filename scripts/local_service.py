@@ -18,7 +18,7 @@ import psutil
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from serve_app import launch  # imports Ray only when it starts it
+from serve_app import ports
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -34,7 +34,16 @@ class NotStopped(Exception):
 
 def free_port() -> int:
     """A TCP port nobody listens on, nor will by accident."""
-    return launch.free_port()
+    return ports.free_port()
+
+
+_grpc_ports: dict[int, int] = {}
+"""Of services started here, by their HTTP port."""
+
+
+def grpc_address(address: str) -> str:
+    """`127.0.0.1:PORT` of the gRPC of a service that is `running` at `address`; its configuration must have gRPC."""
+    return f"127.0.0.1:{_grpc_ports[int(address.rpartition(':')[2])]}"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def running(
     """The service with `config`, from ready to gone.
 
     Args:
-        config: a Serve configuration; its port is replaced by a free one.
+        config: a Serve configuration; its ports are replaced by free ones, see also `grpc_address`.
         folder: where the service runs (relative engine paths count from here) and its output is kept.
         command: instead of `image-serve start`; the configuration's path is appended.
         env: added to the environment.
@@ -73,7 +82,11 @@ def running(
     """
     port = free_port()
     path = folder / f"config-{port}.yaml"
-    path.write_text(yaml.safe_dump({**config, "http_options": {"host": "127.0.0.1", "port": port}}))
+    moved = {"http_options": {"host": "127.0.0.1", "port": port}}
+    if options := config.get("grpc_options"):
+        moved["grpc_options"] = {**options, "port": free_port()}
+        _grpc_ports[port] = moved["grpc_options"]["port"]
+    path.write_text(yaml.safe_dump({**config, **moved}))
     output = folder / f"service-{port}.log"
     with output.open("wb") as log:
         process = subprocess.Popen(

@@ -7,7 +7,6 @@ chunks grow by themselves to what arrived during the last one.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import math
 import time
@@ -17,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from serve_app import tracing
 from serve_app.errors import DeadlineExceeded, InferenceFailed, NotReady, ServeError
 from serve_app.postprocess import rank
 from serve_app.queueing import AgeingQueue
@@ -59,6 +59,7 @@ class _Waiting:
     deadline_s: float
     since_s: float
     future: asyncio.Future[Gathered]
+    traced: tracing.Parent | None
 
 
 class Gatherer:
@@ -140,7 +141,7 @@ class Gatherer:
         if self._closed:
             raise NotReady("the service is shutting down; try again")
         future: asyncio.Future[Gathered] = asyncio.get_running_loop().create_future()
-        self._waiting.put(_Waiting(picture, k, deadline_s, self._clock(), future), priority)
+        self._waiting.put(_Waiting(picture, k, deadline_s, self._clock(), future, tracing.here()), priority)
         self._dispatch()
         return await future
 
@@ -153,10 +154,11 @@ class Gatherer:
     def _dispatch(self) -> None:
         while len(self._tasks) < self.most_in_flight and (chunk := self._next_chunk()):
             buffer = self._buffers.pop() if self._buffers else np.empty(self._shape, np.uint8)
+            traced = [item.traced for item in chunk if item.traced] if tracing.on() else []
             # In a context of its own: Serve keeps the current request in one, and would cancel a call made in it
             # together with that request, though the chunk carries other clients' pictures too.
-            run = self._run(chunk, buffer)
-            task = asyncio.get_running_loop().create_task(run, context=contextvars.Context())
+            run = self._run(chunk, buffer, traced)
+            task = asyncio.get_running_loop().create_task(run, context=tracing.context_below(traced))
             self._tasks.add(task)
             task.add_done_callback(self._chunk_done)
 
@@ -173,10 +175,11 @@ class Gatherer:
             chunk.append(item)
         return chunk
 
-    async def _run(self, chunk: list[_Waiting], buffer: Pictures) -> None:
+    async def _run(self, chunk: list[_Waiting], buffer: Pictures, traced: list[tracing.Parent]) -> None:
         try:
             started_s = self._clock()
-            scores = await self._classifier.classify(self._packed(chunk, buffer, started_s))
+            packed = self._packed(chunk, buffer, started_s, tuple(one.traceparent for one in traced))
+            scores = await self._classifier.classify(packed)
             self._adapt(scores)
             self._answer(chunk, scores, started_s)
         except ServeError as error:
@@ -193,14 +196,14 @@ class Gatherer:
         finally:
             self._buffers.append(buffer)
 
-    def _packed(self, chunk: list[_Waiting], buffer: Pictures, now_s: float) -> Chunk:
+    def _packed(self, chunk: list[_Waiting], buffer: Pictures, now_s: float, traceparents: tuple[str, ...]) -> Chunk:
         pictures = buffer[: len(chunk)]
         for slot, item in zip(pictures, chunk, strict=True):
             slot[:] = item.picture
         # Nothing waits unless all places in flight are taken, so each chunk there stands for its share of what does.
         behind, offered, self._offered = len(self._waiting) / self.most_in_flight, self._offered, 0
         remaining_s = np.array([item.deadline_s - now_s for item in chunk], np.float32)
-        return Chunk(pictures, remaining_s, behind, offered, self._name)
+        return Chunk(pictures, remaining_s, behind, offered, self._name, traceparents)
 
     def _adapt(self, scores: ChunkScores) -> None:
         """To what the classifier takes at once, and to how many of its replicas there are for each sender."""
@@ -220,6 +223,8 @@ class Gatherer:
         for ranking, item in zip(rankings, chunk, strict=True):
             if not item.future.done():
                 queue_ms = (started_s - item.since_s) * 1e3
+                if item.traced:
+                    tracing.record("queue", item.traced, self._clock, item.since_s, started_s)
                 item.future.set_result(Gathered(ranking, queue_ms, scores.inference_ms, scores.version))
 
     def _chunk_done(self, task: asyncio.Task[None]) -> None:

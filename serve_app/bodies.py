@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 FIELD = "image"
+MULTIPART = "multipart/form-data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,11 @@ async def read_upload(headers: Headers, stream: AsyncIterator[bytes], limits: Li
         PayloadTooLarge: more bytes or pictures than one request may have.
         Overloaded: this replica holds too many bytes already.
     """
-    body = await _read_limited(headers, stream, limits.max_body_bytes, ticket)
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return _counted(_from_multipart(headers, body, limits.max_pictures_per_request), ticket)
+    body = await read_body(headers, stream, limits.max_body_bytes, ticket)
+    kind = media_type(headers)
+    if kind == MULTIPART:
+        files = form_files(headers, body, limits.max_pictures_per_request)
+        return _counted(Upload(files, many=len(files) > 1), ticket)
     if kind == "application/json":
         return _counted(_from_json(body), ticket)
     # curl --data-binary calls every body form-urlencoded: such a body is a file unless it is a form for us.
@@ -68,7 +70,18 @@ def _counted(upload: Upload, ticket: Ticket) -> Upload:
     return upload
 
 
-async def _read_limited(headers: Headers, stream: AsyncIterator[bytes], most: int, ticket: Ticket) -> bytes:
+def media_type(headers: Headers) -> str:
+    """Of the Content-Type, without its parameters; "" where there is none."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_body(headers: Headers, stream: AsyncIterator[bytes], most: int, ticket: Ticket) -> bytes:
+    """A body of at most `most` bytes, counted into the ticket while it arrives.
+
+    Raises:
+        PayloadTooLarge: it has more, or says so.
+        Overloaded: this replica holds too many bytes already.
+    """
     declared = headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > most:
         raise _too_many_bytes(most)
@@ -139,7 +152,13 @@ class _Parts:
         self.complete = True
 
 
-def _from_multipart(headers: Headers, body: bytes, max_pictures: int) -> Upload:
+def form_files(headers: Headers, body: bytes, max_pictures: int, names: Sequence[str] = (FIELD,)) -> list[bytes]:
+    """The files of a multipart body, of the fields called one of `names`; at least one.
+
+    Raises:
+        InvalidRequest: no such file, or not a valid form.
+        PayloadTooLarge: more than `max_pictures` parts.
+    """
     _, options = parse_options_header(headers.get("content-type"))
     boundary = options.get(b"boundary")
     if not boundary:
@@ -151,17 +170,17 @@ def _from_multipart(headers: Headers, body: bytes, max_pictures: int) -> Upload:
         raise InvalidRequest(f"the multipart body is not valid: {error}; let your client build it") from None
     if not found.complete:
         raise InvalidRequest("the multipart body is not valid: it ends before its last boundary; send all of it")
-    bodies = _files_of(found.parts, body)
-    return Upload(bodies, many=len(bodies) > 1)
+    return _files_of(found.parts, body, names)
 
 
-def _files_of(parts: list[_Part], body: bytes) -> list[bytes]:
-    items = [part for part in parts if part.name == FIELD]
+def _files_of(parts: list[_Part], body: bytes, names: Sequence[str]) -> list[bytes]:
+    items = [part for part in parts if part.name in names]
+    name = items[0].name if items else names[0]
     if not items:
-        names = ", ".join(sorted({repr(part.name) for part in parts})) or "none"
-        raise InvalidRequest(f"no file in field {FIELD!r} (fields sent: {names}); with curl: -F {FIELD}=@photo.jpg")
+        sent = ", ".join(sorted({repr(part.name) for part in parts})) or "none"
+        raise InvalidRequest(f"no file in field {name!r} (fields sent: {sent}); with curl: -F {name}=@photo.jpg")
     if not all(part.is_file for part in items):
-        raise InvalidRequest(f"field {FIELD!r} is text, not a file; with curl: -F {FIELD}=@photo.jpg")
+        raise InvalidRequest(f"field {name!r} is text, not a file; with curl: -F {name}=@photo.jpg")
     return [b"".join(body[start:end] for start, end in part.spans) for part in items]
 
 

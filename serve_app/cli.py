@@ -9,12 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from serve_app import launch
+from serve_app.client.command import add_classify
 from serve_app.errors import ConfigError, SetupError
 from serve_app.lint import lint_config, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0 done, 1 it could not be done (one line on stderr says why)."""
+    """Runs one command; returns its exit code: 0 done, 1 it could not be done (one line on stderr says why).
+
+    `classify` has codes of its own beside these, see its --help.
+    """
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -36,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument("config", type=Path, nargs="?", default=Path("configs/local.yaml"), help="default: %(default)s")
     start.add_argument("--port", type=int, help="instead of the configuration's port")
+    start.add_argument("--grpc-port", type=int, help="instead of the configuration's gRPC port, or of a free one")
     start.add_argument("--logs", action="store_true", help="show Ray's and the replicas' log lines here")
     start.add_argument("--ready-timeout-s", type=float, default=300, help="give up after this (default: %(default)s)")
     start.add_argument(
@@ -50,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     lint = commands.add_parser("lint", help="check configuration files for unknown keys and known traps")
     lint.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
     lint.set_defaults(run=_lint)
+
+    add_classify(commands)
     return parser
 
 
@@ -71,6 +78,7 @@ def _start(arguments: argparse.Namespace) -> int:
         arguments.config,
         config,
         port=arguments.port,
+        grpc_port=arguments.grpc_port,
         logs=arguments.logs,
         ready_timeout_s=arguments.ready_timeout_s,
         stand_in_gpus=arguments.stand_in_gpus,

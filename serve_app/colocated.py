@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from serve_app import tracing
 from serve_app.autoscaling.signals import BACKLOG, KNEE, OFFERED, RATE
 from serve_app.errors import DeadlineExceeded, InferenceFailed, NotReady, ServeError
 from serve_app.postprocess import rank
@@ -42,6 +43,7 @@ class _Waiting:
     deadline_s: float
     since_s: float
     future: asyncio.Future[Scored]
+    traced: tracing.Parent | None
     started_s: float = 0.0
     decoded_s: float = 0.0
 
@@ -114,7 +116,7 @@ class Colocated:
         future: asyncio.Future[Scored] = self._loop.create_future()
         self._offered += 1
         self._inside += 1
-        self._items.put(_Waiting(body, k, deadline_s, self._clock(), future), priority)
+        self._items.put(_Waiting(body, k, deadline_s, self._clock(), future, tracing.here()), priority)
         self._turns.put(True)
         try:
             return await future
@@ -229,7 +231,20 @@ class Colocated:
             return
         self._on_batch(len(chunk), inference_ms, because)
         self._call(_answer, chunk, rankings, started_s, inference_ms)
+        if tracing.on():
+            self._trace(chunk, started_s, inference_ms)
         self._measure(chunk, inference_ms)
+
+    def _trace(self, chunk: list[_Waiting], inferred_s: float, inference_ms: float) -> None:
+        ended_s, size = inferred_s + inference_ms / 1e3, len(chunk)
+        for item in chunk:
+            if parent := item.traced:
+                wait_ms, queue_ms = (item.started_s - item.since_s) * 1e3, (inferred_s - item.decoded_s) * 1e3
+                about = {**tracing.about_picture(item.body), "queue_ms": wait_ms}
+                tracing.record("decode", parent, self._clock, item.started_s, item.decoded_s, about)
+                tracing.record("queue", parent, self._clock, item.decoded_s, inferred_s)
+                about = {"batch_size": size, "queue_ms": queue_ms}
+                tracing.record("engine", parent, self._clock, inferred_s, ended_s, about)
 
     def _measure(self, chunk: list[_Waiting], inference_ms: float) -> None:
         beside_s = (self._clock() - chunk[0].started_s - inference_ms / 1e3) / len(chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,13 +16,16 @@ import numpy as np
 from serve_app.errors import EngineError, GpuFailed, InferenceFailed
 from serve_app.golden import GOLDEN_NAME, measured, problem, read_golden
 from serve_app.latency import Clock, LatencyTable, measure_latency, table_sizes, warm_up
-from serve_app.manifest import MANIFEST_NAME, Manifest, read_manifest
+from serve_app.manifest import LEAST_AGREEMENT, MANIFEST_NAME, Accuracy, Manifest, engine_folder, read_manifest
 from serve_app.runtime import NO_GPU, GpuOptions, OverlappingRuntime, Runtime, load_runtime
 from serve_app.settings import EngineSettings
 from serve_app.types import InferencePrecision, Logits, Pictures
 
 AUTO_MODELS = ("resnet18", "efficientnet_lite0")
 """What `model: auto` means: the first of these that was built, and is not a seeded stand-in."""
+
+MOST_ACCURACY_LOST = 0.05
+"""Of labelled pictures, what an engine may lose against torch eager; two pictures where that is more."""
 
 
 def find_engine(settings: EngineSettings) -> tuple[Path, Manifest]:
@@ -32,28 +36,79 @@ def find_engine(settings: EngineSettings) -> tuple[Path, Manifest]:
     """
     variant = f"{settings.backend}-{settings.precision}"
     if settings.model != "auto":
-        folder = settings.engines_dir / settings.model / variant
-        return folder, _fitting(folder, settings)
+        folder = engine_folder(settings.engines_dir, settings.model, settings.version, variant)
+        return folder, _fitting(folder, settings.model, settings)
     for model in AUTO_MODELS:
-        folder = settings.engines_dir / model / variant
-        if (folder / MANIFEST_NAME).is_file() and (manifest := _fitting(folder, settings)).trained:
+        folder = engine_folder(settings.engines_dir, model, settings.version, variant)
+        if (folder / MANIFEST_NAME).is_file() and (manifest := _fitting(folder, model, settings)).trained:
             return folder, manifest
     raise EngineError(
-        f"no {variant} engine of {' or '.join(AUTO_MODELS)} in {settings.engines_dir.absolute()}; build one with: "
-        f"engine-build build --model auto --backend {settings.backend} --precision {settings.precision}"
+        f"no {variant} engine of {' or '.join(AUTO_MODELS)}{_version(settings)} in "
+        f"{settings.engines_dir.absolute()}; build one with: {_build_command('auto', settings)}"
     )
 
 
-def _fitting(folder: Path, settings: EngineSettings) -> Manifest:
+def check_figures(manifest: Manifest) -> None:
+    """Whether an engine was compared with torch eager and found to be as good; one that is taken in while the service
+    runs must have been. Simulated engines have nothing to compare.
+
+    Raises:
+        EngineError: it was never verified, or its figures are bad; names the figure and its bound.
+    """
+    if manifest.backend == "simulated":
+        return
+    if wrong := _wrong_figure(manifest):
+        raise EngineError(
+            f"engine {manifest.engine_name} is not taken in: {wrong}; run engine-build verify "
+            f"{manifest.engine_name}, or build it again"
+        )
+
+
+def _wrong_figure(manifest: Manifest) -> str | None:
+    figures = manifest.verify
+    if figures is None:
+        return "it was never verified against torch eager"
+    least = LEAST_AGREEMENT[manifest.precision]
+    # Of random weights many logits are all but equal: what changes their order says little below fp32.
+    counts = manifest.trained or manifest.precision == "fp32"
+    # `not >=`: what is not a number is wrong.
+    if counts and not figures.top1_agreement >= least:
+        return (
+            f"it has the first class of torch eager for {figures.top1_agreement:.1%} of pictures, not for {least:.0%}"
+        )
+    if not math.isfinite(figures.max_logit_error):
+        return "its logits are not numbers"
+    return _lost_accuracy(figures.accuracy) if figures.accuracy else None
+
+
+def _lost_accuracy(accuracy: Accuracy) -> str | None:
+    most = max(MOST_ACCURACY_LOST, 2 / max(1, accuracy.pictures))
+    if accuracy.reference_top1 - accuracy.top1 <= most + 1e-9:
+        return None
+    return (
+        f"its top-1 accuracy is {accuracy.top1:.1%} where torch eager has {accuracy.reference_top1:.1%}, "
+        f"on {accuracy.pictures} pictures"
+    )
+
+
+def _fitting(folder: Path, model: str, settings: EngineSettings) -> Manifest:
     manifest = read_manifest(folder)
-    asked = f"{settings.backend}-{settings.precision}"
-    if f"{manifest.backend}-{manifest.precision}" != asked or manifest.model != folder.parent.name:
+    asked = (model, settings.version, settings.backend, settings.precision)
+    if (manifest.model, manifest.version, manifest.backend, manifest.precision) != asked:
         raise EngineError(
             f"engine folder {folder} holds {manifest.engine_name}, not what its path says; build it again with: "
-            f"engine-build build --model {folder.parent.name} --backend {settings.backend} "
-            f"--precision {settings.precision} --force"
+            f"{_build_command(model, settings)} --force"
         )
     return manifest
+
+
+def _build_command(model: str, settings: EngineSettings) -> str:
+    version = f" --version {settings.version}" if settings.version > 1 else ""
+    return f"engine-build build --model {model} --backend {settings.backend} --precision {settings.precision}{version}"
+
+
+def _version(settings: EngineSettings) -> str:
+    return f" of version {settings.version}" if settings.version > 1 else ""
 
 
 @dataclass(frozen=True, slots=True)

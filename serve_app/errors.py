@@ -9,7 +9,8 @@ ServeError
 |   |- PayloadTooLarge     413  too many bytes, pixels or pictures
 |   |- UnsupportedFormat   415  not a picture format that is served
 |   |- BrokenPicture       422  the right format, but it does not decode
-|   `- BadParameter        422  top_k, a timeout, ... out of range
+|   |- BadParameter        422  top_k, a timeout, ... out of range
+|   `- Unsupported         501  a call of a protocol that is not served here
 |- Overloaded              429  announced refusal, with Retry-After
 |- InferenceFailed         500  the engine failed on good input: a fault of ours
 |- NotReady                503  engine not loaded, or going away
@@ -26,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class ServeError(Exception):
@@ -71,8 +72,25 @@ class UnknownModel(RequestError):
 
 
 class MethodNotAllowed(RequestError):
+    """Another method is wanted.
+
+    Args:
+        message: which one was sent, and which are wanted.
+        allowed: those, for the header `Allow`.
+    """
+
     status = HTTPStatus.METHOD_NOT_ALLOWED
     code = "method_not_allowed"
+
+    def __init__(self, message: str, allowed: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.allowed = tuple(allowed)
+
+    def __reduce__(self) -> tuple[type[MethodNotAllowed], tuple[str, tuple[str, ...]]]:
+        return type(self), (str(self), self.allowed)
+
+    def headers(self) -> dict[str, str]:
+        return {"allow": ", ".join(self.allowed)} if self.allowed else {}
 
 
 class PayloadTooLarge(RequestError):
@@ -93,6 +111,13 @@ class BrokenPicture(RequestError):
 class BadParameter(RequestError):
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     code = "bad_parameter"
+
+
+class Unsupported(RequestError):
+    """A call or an extension that is part of a protocol, and is not served here."""
+
+    status = HTTPStatus.NOT_IMPLEMENTED
+    code = "unsupported"
 
 
 class Overloaded(ServeError):
@@ -134,9 +159,19 @@ class DeadlineExceeded(ServeError):
     code = "deadline_exceeded"
 
 
-def status_of_codes() -> dict[str, int]:
-    """HTTP status of every error code."""
-    return {error.code: int(error.status) for error in _below(ServeError)}
+Fault = Literal["shed", "rejected", "failed"]
+"""What became of a request without an answer: refused early, not to be answered as it was, or failed by the service."""
+
+
+def fault_of_codes() -> dict[str, Fault]:
+    """Of every error code."""
+    return {error.code: _fault(error) for error in _below(ServeError)}
+
+
+def _fault(error: type[ServeError]) -> Fault:
+    if issubclass(error, Overloaded):
+        return "shed"
+    return "rejected" if issubclass(error, RequestError) else "failed"
 
 
 def _below(error: type[ServeError]) -> set[type[ServeError]]:

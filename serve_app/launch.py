@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import ctypes
 import io
-import itertools
 import json
 import logging
 import os
-import random
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -27,15 +24,19 @@ import yaml
 
 from serve_app.errors import ConfigError, SetupError
 from serve_app.lint import OUR_APPLICATION
+from serve_app.ports import claim_ports, free_port, require_free
 from serve_app.runtime import available_cores
-from serve_app.settings import needs_gpu, parse_settings
+from serve_app.settings import needs_gpu, parse_settings, per_model
 
 DEFAULT_PORT = 8000
+DEFAULT_GRPC_PORT = 9000
 FAST_INGRESS_ENV = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # A chunk of 64 pictures is 9.6 MB; the default cap of a message between replicas is 4 MiB.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
+    # A gRPC server takes a message in whole before anybody can refuse it; Ray's own limit is 2 GiB.
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(64 * 2**20),
     # Replicas count requests themselves then; otherwise HAProxy writes a log line for each, and an actor parses it.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # Ray runs workers at niceness 15, so that every helper process goes first, its own reporters among them. At 60 %
@@ -60,11 +61,9 @@ _SIDE_PORTS = {
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": 9500,
 }
+_REPLICA_GRPC_PORTS = ("RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT")
 _PR_SET_CHILD_SUBREAPER = 36
 CPUS_PER_STAND_IN = 4
-_OWN_PORTS = range(20_000, 32_000)
-"""Above the ports of Ray's workers (10002 to 19999), below those that Linux gives out by itself (32768 to 60999)."""
-_turns = itertools.count(random.randrange(len(_OWN_PORTS)))
 
 
 class StartFailed(SetupError):
@@ -76,6 +75,7 @@ def start(
     config: dict[str, Any],
     *,
     port: int | None,
+    grpc_port: int | None = None,
     logs: bool,
     ready_timeout_s: float,
     stand_in_gpus: int = 0,
@@ -88,22 +88,25 @@ def start(
         config_path: where `config` was read from, for messages.
         config: a Serve configuration that passed the lint.
         port: overrides the configuration's port.
+        grpc_port: overrides the configuration's `grpc_options.port`.
         logs: Ray's and the replicas' log lines go to this terminal; otherwise to Ray's session folder only.
         ready_timeout_s: how long a start may take.
         stand_in_gpus: GPUs to claim that are not there, for a configuration `with_stand_in`.
 
     Raises:
-        StartFailed: a busy port, or an application that does not come up; says why.
+        PortTaken: a busy port; says by whom.
+        StartFailed: an application that does not come up; says why.
     """
     http = {"port": DEFAULT_PORT, "host": "0.0.0.0"} | (config.get("http_options") or {})
     http |= {"port": port} if port else {}
-    _require_free(http["host"], http["port"])
+    require_free(http["host"], http["port"])
+    grpc = grpc_options(config, http["host"], grpc_port)
     _adopt_orphans()
     _on_stop_signals(_interrupt)
     with _ray(logs, stand_in_gpus):
         _say(f"starting Ray Serve with {config_path} ...")
         began_s = time.monotonic()
-        _deploy(config | {"http_options": http}, logs)
+        _deploy(config | {"http_options": http} | ({"grpc_options": grpc} if grpc else {}), logs)
         address = f"http://localhost:{http['port']}"
         _wait_until_ready(address, began_s + ready_timeout_s)
         _say(f"ready after {time.monotonic() - began_s:.0f} s at {address}   (Ctrl-C stops it)")
@@ -111,7 +114,10 @@ def start(
             _say(f"  model: {_described(model)}")
         _say(f"  page: open {address} in a browser")
         _say(f"  curl: curl --data-binary @photo.jpg {address}/predict")
-        _say(f"  metrics: http://localhost:{_metrics_port()}/metrics (Prometheus)")
+        if grpc:
+            _say(f"  grpc: localhost:{grpc['port']} (Open Inference Protocol, as Triton's clients speak it)")
+        _say(f"  metrics: {address}/metrics (Prometheus), live: {address}/#live")
+        _say(f"  ray: {_ray_address()} (to deploy a changed configuration: README, Change batching while it runs)")
         _stay()
 
 
@@ -119,43 +125,28 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _require_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except PermissionError:
-            raise StartFailed(f"port {port} needs root; choose one above 1023: make serve PORT=8000") from None
-        except OSError:
-            owner = f" by {name}" if (name := _owner(port)) else ""
-            raise StartFailed(
-                f"port {port} is in use{owner}; stop that, or choose another: make serve PORT={port + 1}"
-            ) from None
+def grpc_options(config: Mapping[str, Any], host: str, port: int | None) -> dict[str, Any] | None:
+    """The `grpc_options` to start with; None where the configuration has no gRPC.
 
+    The port that was asked for must be free. The configuration's moves to a free one where it is taken: a second
+    service on a machine should not need a second option.
 
-def _owner(port: int) -> str | None:
-    with suppress(psutil.Error):
-        for connection in psutil.net_connections("tcp"):
-            listens_on = connection.laddr.port if connection.laddr else None
-            if connection.status == psutil.CONN_LISTEN and listens_on == port and connection.pid:
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
-    return None
-
-
-def free_port(*preferred: int) -> int:
-    """The first of `preferred` that is free, else one that will still be free when HAProxy comes to bind it: the kernel
-    does not give it out to anybody who asks for any port, as Ray's processes do many times while they start.
+    Args:
+        host: where HAProxy listens, which is the same for HTTP and gRPC.
+        port: asked for on the command line.
 
     Raises:
-        StartFailed: there is none.
+        PortTaken: the port that was asked for is busy.
+        StartFailed: there is no gRPC to move.
     """
-    others = (_OWN_PORTS[next(_turns) % len(_OWN_PORTS)] for _ in _OWN_PORTS)
-    for port in itertools.chain(preferred, others):
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("0.0.0.0", port))
-            return port
-    raise StartFailed("no free TCP port on this machine; stop something that holds ports")
+    options = dict(config.get("grpc_options") or {})
+    if not options.get("grpc_servicer_functions"):
+        if port is not None:
+            raise StartFailed("--grpc-port, but the configuration has no gRPC; see grpc_options in configs/local.yaml")
+        return None
+    if port is not None:
+        require_free(host, port, "--grpc-port ")
+    return options | {"port": port or free_port(options.get("port", DEFAULT_GRPC_PORT))}
 
 
 def set_environment(env: MutableMapping[str, str], logs: bool) -> None:
@@ -169,6 +160,9 @@ def set_environment(env: MutableMapping[str, str], logs: bool) -> None:
         env.setdefault(name, value)
     for name, preferred in _SIDE_PORTS.items():
         env.setdefault(name, str(free_port(preferred)))
+    if _REPLICA_GRPC_PORTS[0] not in env:
+        ports = claim_ports()
+        env.update(zip(_REPLICA_GRPC_PORTS, (str(ports[0]), str(ports[-1])), strict=True))
     if logs:
         env.setdefault("RAY_SERVE_LOG_TO_STDERR", "1")
 
@@ -258,7 +252,9 @@ def _wait_until_ready(address: str, until_s: float) -> None:
     while not _answers(f"{address}/readyz"):
         for name, application in serve.status().applications.items():
             if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise StartFailed(f"application {name} did not start: {_reason(application.message)}")
+                # Serve says of the application only which deployments failed, and of those why.
+                messages = [application.message, *(one.message for one in application.deployments.values())]
+                raise StartFailed(f"application {name} did not start: {_reason(chr(10).join(messages))}")
         if time.monotonic() > until_s:
             raise StartFailed(
                 "the service is not ready in time; look at the logs in /tmp/ray/session_latest/logs/serve, or start "
@@ -279,10 +275,10 @@ def _get(url: str) -> Any:
         return json.load(answer)
 
 
-def _metrics_port() -> int:
+def _ray_address() -> str:
     import ray
 
-    return int(ray.nodes()[0]["MetricsExportPort"])
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _described(model: Mapping[str, Any]) -> str:
@@ -322,11 +318,11 @@ def check_application(config: Mapping[str, Any]) -> None:
         raise ConfigError("the configuration has no applications; start from configs/local.yaml")
     for application in applications:
         if application.get("import_path") == OUR_APPLICATION:
-            settings = parse_settings(application.get("args") or {})
-            machine = this_machine() if needs_gpu(settings) else None
-            folder, manifest = find_engine(settings.engine)
-            if machine:
-                find_plan(folder, manifest, machine, settings.batching.max_batch_size)
+            for settings in per_model(parse_settings(application.get("args") or {})).values():
+                machine = this_machine() if needs_gpu(settings) else None
+                folder, manifest = find_engine(settings.engine)
+                if machine:
+                    find_plan(folder, manifest, machine, settings.batching.max_batch_size)
 
 
 def with_stand_in(config: Mapping[str, Any]) -> dict[str, Any]:

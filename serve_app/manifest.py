@@ -1,6 +1,7 @@
 """The manifest beside an engine: all that passes from `engine_build` to `serve_app`.
 
-An engine folder is `engines/<model>/<backend>-<precision>/` with `manifest.json` and the files it lists.
+An engine folder is `engines/<model>/<backend>-<precision>/` with `manifest.json` and the files it lists; of later
+versions of the engine it is `engines/<model>/<version>/<backend>-<precision>/`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ Backend = Literal["onnx", "openvino", "torchscript", "tensorrt", "simulated"]
 Precision = Literal["fp32", "fp16", "int8"]
 Interpolation = Literal["bilinear", "bicubic"]
 Triple = tuple[float, float, float]
+Version = Annotated[int, Field(ge=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+LEAST_AGREEMENT: dict[Precision, float] = {"fp32": 0.95, "fp16": 0.95, "int8": 0.8}
+"""Smallest share of pictures that must keep the first class torch eager gives them, of trained weights. Builds ask more
+of fp32 (every picture but ties)."""
 
 
 class FrozenModel(BaseModel):
@@ -87,6 +94,7 @@ class Manifest(FrozenModel):
 
     format_version: Literal[1] = 1
     model: str
+    version: Version = 1
     architecture: str
     backend: Backend
     precision: Precision
@@ -113,8 +121,18 @@ class Manifest(FrozenModel):
 
     @property
     def engine_name(self) -> str:
-        """`<model>/<backend>-<precision>`, as messages name an engine."""
-        return f"{self.model}/{self.backend}-{self.precision}"
+        """`<model>/<backend>-<precision>`, as messages name an engine; `<model>@<version>/...` from version 2 on."""
+        return engine_name(self.model, self.version, f"{self.backend}-{self.precision}")
+
+
+def engine_name(model: str, version: int, variant: str) -> str:
+    """`resnet18/openvino-fp32`, and of later versions `resnet18@2/openvino-fp32`; `variant` is backend-precision."""
+    return f"{model}{f'@{version}' if version > 1 else ''}/{variant}"
+
+
+def engine_folder(engines_dir: Path, model: str, version: int, variant: str) -> Path:
+    """Where an engine is: the first version beside the numbered folders of later ones."""
+    return engines_dir / model / (str(version) if version > 1 else "") / variant
 
 
 def sha256_of(path: Path) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app import tracing
 from serve_app.autoscaling.signals import BACKLOG, KNEE, OFFERED, RATE
 from serve_app.batching import SEEN_S
 from serve_app.engines import Engine, EngineThread
@@ -157,6 +158,8 @@ class Merger:
         late = np.concatenate([one.chunk.remaining_s <= now_s - one.since_s for one in batch])
         with opened.in_use():
             logits, inference_ms = await _infer(opened, [one.chunk.pictures for one in batch], late)
+        if tracing.on():
+            self._trace(batch, inference_ms, opened.engine.manifest.version)
         if count := len(late) - int(late.sum()):
             self._metrics.batch(count, inference_ms, self._because(batch, now_s))
             opened.tuner.observe(count, inference_ms)
@@ -174,6 +177,15 @@ class Merger:
             )
             for rows, lost in zip(np.split(logits, ends), np.split(late, ends), strict=True)
         ]
+
+    def _trace(self, batch: Sequence[Arrived], inference_ms: float, version: int) -> None:
+        ended_s, pictures = self._clock(), sum(len(one) for one in batch)
+        began_s = ended_s - inference_ms / 1e3
+        for one in batch:
+            about = {"batch_size": pictures, "queue_ms": (began_s - one.since_s) * 1e3, "version": version}
+            for traceparent in one.chunk.traceparents:
+                if parent := tracing.parent_of(traceparent):
+                    tracing.record("engine", parent, self._clock, began_s, ended_s, about)
 
     def _because(self, batch: Sequence[Arrived], now_s: float) -> SentBecause:
         """Serve's batching does not say; this is what its rule must have been."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from serve_app import request_log, tracing
 from serve_app.admission import Admission, ByteBudget, ServiceRate, Ticket
 from serve_app.errors import (
     BadParameter,
@@ -150,6 +151,8 @@ class Pipeline:
         Raises:
             BadParameter, PayloadTooLarge, Overloaded: the request as a whole is refused.
         """
+        if entry := request_log.current():
+            entry.asked(self.name, inputs, ticket.priority)
         if not 1 <= k <= self.manifest.num_classes:
             raise BadParameter(f"top_k must be between 1 and {self.manifest.num_classes}, the classes of this model")
         if len(inputs) > self.settings.limits.max_pictures_per_request:
@@ -166,6 +169,17 @@ class Pipeline:
             self._metrics.refused(Overloaded.code)
 
     async def _outcome(self, picture: Input, k: int, deadline_s: float, priority: Priority) -> Outcome:
+        if not tracing.on():
+            return await self._timely(picture, k, deadline_s, priority)
+        with tracing.picture(self.name, self.manifest.version, picture, priority) as span:
+            outcome = await self._timely(picture, k, deadline_s, priority)
+            if span is not None and isinstance(outcome, ServeError):
+                span.failed(outcome)
+            elif span is not None and isinstance(outcome, Classified):
+                span.answered(outcome.timing, outcome.manifest.version)
+        return outcome
+
+    async def _timely(self, picture: Input, k: int, deadline_s: float, priority: Priority) -> Outcome:
         try:
             async with asyncio.timeout(deadline_s - self.clock()):
                 answer = await self._classify_one(picture, k, deadline_s, priority)
@@ -174,6 +188,8 @@ class Pipeline:
         except ServeError as error:
             return self._counted(error)
         self._metrics.answered(answer.timing)
+        if entry := request_log.current():
+            entry.answered(answer.timing, answer.manifest.version)
         return answer
 
     async def _classify_one(self, picture: Input, k: int, deadline_s: float, priority: Priority) -> Classified:
@@ -198,6 +214,8 @@ class Pipeline:
 
     def _counted(self, error: ServeError) -> ServeError:
         self._metrics.refused(error.code)
+        if entry := request_log.current():
+            entry.picture_failed(error)
         return error
 
     async def close(self) -> None:

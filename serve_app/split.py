@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from serve_app import tracing
 from serve_app.autoscaling.signals import BACKLOG, KNEE, OFFERED, RATE
 from serve_app.batching import Clock, Gatherer
 from serve_app.errors import DeadlineExceeded
@@ -133,7 +134,11 @@ class DecodePool:
         work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._release))
         picture, decode_ms = await asyncio.wrap_future(work)
         self._threads.took(decode_ms)
-        return picture, (started_s - since_s) * 1e3, decode_ms
+        wait_ms = (started_s - since_s) * 1e3
+        if parent := tracing.here():
+            about = {**tracing.about_picture(body), "queue_ms": wait_ms}
+            tracing.record("decode", parent, self._clock, started_s, started_s + decode_ms / 1e3, about)
+        return picture, wait_ms, decode_ms
 
     def _release(self) -> None:
         self._inside -= 1

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_app.errors import Fault
 from serve_app.types import SentBecause, Timing
 
 WINDOW_S = 10
@@ -209,14 +210,14 @@ def totals_of(reports: Iterable[ReplicaReport]) -> dict[str, ModelTotals]:
 
 
 def live_view(
-    reports: Iterable[ReplicaReport], replicas: Mapping[str, Replicas], status_of: Mapping[str, int], unix_s: float
+    reports: Iterable[ReplicaReport], replicas: Mapping[str, Replicas], fault_of: Mapping[str, Fault], unix_s: float
 ) -> dict[str, Any]:
     """JSON-ready: what the service does just now, for people who watch it.
 
     Args:
         reports: of the replicas that answered.
         replicas: of each deployment, in the order in which they are shown.
-        status_of: HTTP status of each error code.
+        fault_of: each error code's, see `errors.fault_of_codes`.
         unix_s: now.
     """
     reports = list(reports)
@@ -224,7 +225,7 @@ def live_view(
         "unix_s": round(unix_s, 3),
         "window_s": WINDOW_S,
         "replicas_reporting": len(reports),
-        "models": {name: _described_model(parts, status_of) for name, parts in _by_model(reports).items()},
+        "models": {name: _described_model(parts, fault_of) for name, parts in _by_model(reports).items()},
         "stages": [
             {
                 "deployment": name,
@@ -244,25 +245,24 @@ def _by_model(reports: Iterable[ReplicaReport]) -> dict[str, list[ModelReport]]:
     return models
 
 
-def _described_model(parts: list[ModelReport], status_of: Mapping[str, int]) -> dict[str, Any]:
+def _described_model(parts: list[ModelReport], fault_of: Mapping[str, Fault]) -> dict[str, Any]:
     versions = Counter(str(part.version) for part in parts if part.version)
     problems = sorted({part.problem for part in parts if part.problem})
-    return described(merged_recent(part.recent for part in parts), status_of) | {
+    return described(merged_recent(part.recent for part in parts), fault_of) | {
         "versions": dict(sorted(versions.items())),
         "refused_version": problems[0] if problems else None,
     }
 
 
-def described(recent: Recent, status_of: Mapping[str, int]) -> dict[str, Any]:
+def described(recent: Recent, fault_of: Mapping[str, Fault]) -> dict[str, Any]:
     """JSON-ready rates, percentiles and means.
 
     Args:
-        status_of: HTTP status of each error code; what is not in it counts as a fault of the service.
+        fault_of: each error code's; what is not in it was failed by the service.
     """
     kinds: Counter[str] = Counter()
     for code, count in recent.failed.items():
-        status = status_of.get(code, 500)
-        kinds["shed" if status == 429 else "rejected" if status < 500 else "failed"] += count
+        kinds[fault_of.get(code, "failed")] += count
     stages = zip(("queue", "preprocess", "inference"), recent.stage_ms, strict=True)
     batches = sum(recent.batches.values())
     return {

@@ -62,6 +62,7 @@ class Chunk:
         behind_pictures: this chunk's share of the pictures that wait at the sender because its chunks are in flight.
         offered_pictures: pictures that came to the sender since its last chunk, those it refused among them.
         sender: names the replica it comes from.
+        traceparents: of those pictures whose traces are recorded; see `tracing`.
     """
 
     pictures: Pictures
@@ -69,6 +70,7 @@ class Chunk:
     behind_pictures: float = 0.0
     offered_pictures: int = 0
     sender: str = ""
+    traceparents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from serve_app.batching import Gatherer
-from serve_app.errors import status_of_codes
+from serve_app.errors import fault_of_codes
 from serve_app.manifest import InputSpec, Manifest, Weights
 from serve_app.metrics import NoMetrics
 from serve_app.pipeline import Pipeline, Serving
 from serve_app.preprocess import make_preprocess
+from serve_app.request_log import RequestLog
 from serve_app.settings import parse_settings
 from serve_app.split import DecodePool, Split
 from serve_app.tally import ModelReport, ModelTotals, ReplicaReport, Replicas, Tally, live_view, totals_of
@@ -81,6 +82,7 @@ class FakeService:
 
     def __init__(self, classifier: FakeClassifier, names: Sequence[str] = ("fake",), **limits: int) -> None:
         self.is_ready = True
+        self.request_log = RequestLog("none")
         self.metrics = {name: TallyMetrics() for name in names}
         settings = parse_settings({"limits": {"max_body_bytes": 5000, "max_pixels": 10_000, **limits}})
         decode = make_preprocess("exact", manifest().input, 10_000)
@@ -104,7 +106,7 @@ class FakeService:
         return totals_of([self._report()])
 
     async def live(self) -> dict[str, Any]:
-        return live_view([self._report()], {"Preprocessor": Replicas(1, 1)}, status_of_codes(), 0.0)
+        return live_view([self._report()], {"Preprocessor": Replicas(1, 1)}, fault_of_codes(), 0.0)
 
     async def metrics_addresses(self) -> list[str]:
         return []

@@ -82,6 +82,20 @@ def test_gpus_that_are_not_there_are_claimed_for_the_stand_in(
     assert started == [({"device": "stand_in"}, 2)]
 
 
+def test_ports_are_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[int | None, int | None]] = []
+
+    def start(path: Path, config: object, *, port: int | None, grpc_port: int | None, **options: Any) -> None:
+        started.append((port, grpc_port))
+
+    monkeypatch.setattr(launch, "start", start)
+    for name in ("set_environment", "check_application"):
+        monkeypatch.setattr(launch, name, lambda *arguments: None)
+    local = str(ROOT / "configs" / "local.yaml")
+    assert main(["start", local]) == main(["start", local, "--port", "8001", "--grpc-port", "9001"]) == 0
+    assert started == [(None, None), (8001, 9001)]
+
+
 @pytest.mark.parametrize("number", ["-1", "one", "1.5"])
 def test_a_number_of_gpus_is_a_number(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

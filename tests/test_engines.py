@@ -45,13 +45,36 @@ def test_no_engine_says_how_to_build_it(tmp_path: Path) -> None:
         find_engine(wanted(tmp_path, "mine"))
 
 
-@pytest.mark.parametrize("change", [{"model": "other"}, {"precision": "int8"}])
+@pytest.mark.parametrize("change", [{"model": "other"}, {"precision": "int8"}, {"version": 2}])
 def test_an_engine_in_the_wrong_folder_is_refused_by_name(tmp_path: Path, change: dict[str, str]) -> None:
     folder, _ = make_engine(tmp_path, "mine")
     document = json.loads((folder / MANIFEST_NAME).read_text()) | change
     (folder / MANIFEST_NAME).write_text(json.dumps(document))
     with pytest.raises(EngineError, match="not what its path says"):
         find_engine(wanted(tmp_path, "mine"))
+
+
+def test_each_version_is_found_where_it_is(tmp_path: Path) -> None:
+    for version in (1, 2):
+        make_engine(tmp_path, "mine", version=version)
+        make_engine(tmp_path, "efficientnet_lite0", version=version)
+    for model in ("mine", "auto"):
+        for version in (1, 2):
+            settings = wanted(tmp_path, model).model_copy(update={"version": version})
+            folder, found = find_engine(settings)
+            assert found.version == version
+            assert (folder.parent.name == "2") == (version == 2)
+        third = wanted(tmp_path, model).model_copy(update={"version": 3})
+        with pytest.raises(EngineError, match="mine/3/onnx-fp32" if model == "mine" else "--version 3"):
+            find_engine(third)
+
+
+def test_a_version_in_the_folder_of_another_is_refused(tmp_path: Path) -> None:
+    folder, written = make_engine(tmp_path, "mine", version=2)
+    write_manifest(folder, written.model_copy(update={"version": 1}))
+    settings = wanted(tmp_path, "mine").model_copy(update={"version": 2})
+    with pytest.raises(EngineError, match=r"holds mine/onnx-fp32, not what its path says; .* --version 2 --force"):
+        find_engine(settings)
 
 
 def test_open_warms_and_measures(tmp_path: Path) -> None:

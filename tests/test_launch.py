@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import socket
 import subprocess
 import sys
@@ -13,37 +12,10 @@ import psutil
 import pytest
 
 from serve_app import launch
-from serve_app.errors import ConfigError, EngineError, GpuMissing
+from serve_app.errors import ConfigError, EngineError, GpuMissing, SetupError
 from serve_app.lint import OUR_APPLICATION
 from tests.test_plans import HERE, KEY, add_plan, with_change
 from tests.tiny_engine import make_gpu_engine
-
-
-def test_a_free_port_passes_and_a_taken_one_names_its_owner() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        taken.listen()
-        with pytest.raises(launch.StartFailed, match=rf"port {port} is in use by .*pid {os.getpid()}"):
-            launch._require_free("127.0.0.1", port)
-    launch._require_free("127.0.0.1", port)
-
-
-def test_a_taken_side_port_is_replaced() -> None:
-    with socket.socket() as taken:
-        taken.bind(("0.0.0.0", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        other = launch.free_port(port)
-    assert other != port
-    assert launch.free_port(port) == port
-
-
-def test_other_ports_are_not_among_those_that_the_kernel_gives_to_anybody() -> None:
-    """Ray's processes take dozens of them while they start: one was taken between its choice and HAProxy's bind."""
-    ports = [launch.free_port() for _ in range(20)]
-    assert len(set(ports)) == 20
-    assert all(20_000 <= port < 32_000 for port in ports)
 
 
 def test_what_the_user_set_stays() -> None:
@@ -52,6 +24,44 @@ def test_what_the_user_set_stays() -> None:
     assert env["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "0"
     assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert len({env[name] for name in launch._SIDE_PORTS}) == len(launch._SIDE_PORTS)
+
+
+def test_replicas_of_two_services_serve_grpc_on_ports_of_their_own() -> None:
+    ranges = []
+    for _ in range(2):
+        env: dict[str, str] = {}
+        launch.set_environment(env, logs=False)
+        ranges.append(range(*(int(env[f"RAY_SERVE_DIRECT_INGRESS_{bound}_GRPC_PORT"]) for bound in ("MIN", "MAX"))))
+    assert not set(ranges[0]) & set(ranges[1])
+    assert all(len(one) > 64 for one in ranges)
+    given = {"RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": "5000", "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": "5100"}
+    env = dict(given)
+    launch.set_environment(env, logs=False)
+    assert {name: env[name] for name in given} == given
+
+
+GRPC = {"port": 9000, "grpc_servicer_functions": ["serve_app.v2_grpc:add_to_server"], "enable_reflection": False}
+
+
+def test_grpc_moves_from_a_taken_port_of_the_configuration_but_not_from_one_asked_for() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        moved = launch.grpc_options({"grpc_options": {**GRPC, "port": port}}, "127.0.0.1", None)
+        assert moved is not None
+        assert moved["port"] != port
+        assert {**moved, "port": 9000} == GRPC
+        with pytest.raises(SetupError, match=rf"port {port} is in use by .*: --grpc-port {port + 1}$"):
+            launch.grpc_options({"grpc_options": GRPC}, "127.0.0.1", port)
+    assert launch.grpc_options({"grpc_options": GRPC}, "127.0.0.1", port) == GRPC | {"port": port}
+
+
+@pytest.mark.parametrize("config", [{}, {"grpc_options": None}, {"grpc_options": {"port": 9000}}])
+def test_without_servicers_there_is_no_grpc(config: dict[str, object]) -> None:
+    assert launch.grpc_options(config, "127.0.0.1", None) is None
+    with pytest.raises(launch.StartFailed, match="no gRPC"):
+        launch.grpc_options(config, "127.0.0.1", 9000)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")

@@ -79,6 +79,8 @@ PURE = [
     "types",
     "tally",
     "metric_names",
+    "tracing",
+    "request_log",
     "manifest",
     "plans",
     "settings",

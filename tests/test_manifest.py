@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.errors import EngineError
-from serve_app.manifest import MANIFEST_NAME, Manifest, read_manifest, sha256_of, write_manifest
+from serve_app.manifest import MANIFEST_NAME, Manifest, engine_folder, read_manifest, sha256_of, write_manifest
 from tests.fakes import manifest
 
 
@@ -20,6 +20,22 @@ def engine(folder: Path) -> Manifest:
 def test_a_manifest_reads_back_as_written(tmp_path: Path) -> None:
     written = engine(tmp_path)
     assert read_manifest(tmp_path) == written
+
+
+def test_a_manifest_from_before_there_were_versions_is_of_the_first(tmp_path: Path) -> None:
+    engine(tmp_path)
+    document = json.loads((tmp_path / MANIFEST_NAME).read_text())
+    assert document.pop("version") == 1
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(document))
+    assert read_manifest(tmp_path).version == 1
+
+
+def test_later_versions_have_a_number_in_name_and_path() -> None:
+    assert manifest().engine_name == "fake/openvino-fp32"
+    assert manifest(version=12).engine_name == "fake@12/openvino-fp32"
+    root = Path("engines")
+    assert engine_folder(root, "fake", 1, "openvino-fp32") == root / "fake" / "openvino-fp32"
+    assert engine_folder(root, "fake", 12, "openvino-fp32") == root / "fake" / "12" / "openvino-fp32"
 
 
 def test_a_missing_engine_says_how_to_build_one(tmp_path: Path) -> None:
@@ -48,6 +64,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
         ({"backend": "magic"}, "backend"),
         ({"artifact": "other.xml"}, "other.xml"),
         ({"format_version": 2}, "format_version"),
+        ({"version": 0}, "version"),
         ({"files": {"model.xml": "short"}}, "model.xml"),
     ],
 )

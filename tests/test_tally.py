@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from serve_app.errors import fault_of_codes
 from serve_app.tally import (
     WINDOW_S,
     ModelReport,
@@ -19,7 +20,7 @@ from serve_app.tally import (
 from serve_app.types import Timing
 from tests.fakes import FakeClock
 
-STATUS = {"overloaded": 429, "broken_picture": 422, "inference_failed": 500}
+FAULTS = fault_of_codes()
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_replicas_are_summed_model_by_model(clock: FakeClock) -> None:
     totals = totals_of(reports)
     assert {name: one.answered for name, one in totals.items()} == {"cats": 6, "only 0": 1, "only 1": 2, "only 2": 3}
     assert totals["cats"].batches == {4: (3, 6.0)}
-    live = live_view(reports, {"Preprocessor": Replicas(desired=4, running=3)}, STATUS, 12.3456)
+    live = live_view(reports, {"Preprocessor": Replicas(desired=4, running=3)}, FAULTS, 12.3456)
     assert live["replicas_reporting"] == 3
     assert live["unix_s"] == 12.346
     assert live["stages"] == [
@@ -110,7 +111,7 @@ def test_failures_are_told_apart_by_whose_they_are(tally: Tally, clock: FakeCloc
             tally.failed(code)
     clock.advance(1)
     report = ReplicaReport("Preprocessor", 0, {"cats": ModelReport(tally.totals(), tally.recent(), 1, "version 2 ...")})
-    cats = live_view([report], {}, STATUS, 0.0)["models"]["cats"]
+    cats = live_view([report], {}, FAULTS, 0.0)["models"]["cats"]
     assert [cats[f"{kind}_per_s"] for kind in ("shed", "rejected", "failed")] == [0.4, 0.3, 0.3]
     assert cats["latency_ms"] is cats["stages_ms"] is cats["batch_pictures"] is None
     assert cats["refused_version"] == "version 2 ..."
@@ -119,4 +120,4 @@ def test_failures_are_told_apart_by_whose_they_are(tally: Tally, clock: FakeCloc
 def test_nothing_together_is_nothing() -> None:
     assert merged_totals([]) == ModelTotals()
     assert merged_recent([]).answered == 0
-    assert live_view([], {}, STATUS, 0.0)["models"] == {}
+    assert live_view([], {}, FAULTS, 0.0)["models"] == {}

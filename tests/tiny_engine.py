@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from serve_app.golden import GOLDEN_NAME, Golden, write_golden
-from serve_app.manifest import Manifest, Precision, sha256_of, write_manifest
+from serve_app.manifest import Manifest, Precision, engine_folder, sha256_of, write_manifest
 from tests.fakes import CLASSES, SHAPE, manifest
 
 WEIGHTS = np.random.default_rng(7).normal(size=(int(np.prod(SHAPE)), CLASSES)).astype(np.float32)
@@ -37,8 +37,10 @@ def onnx_model() -> onnx.ModelProto:
 
 
 def make_engine(engines_dir: Path, model: str = "fake", **changes: object) -> tuple[Path, Manifest]:
-    """Writes `engines_dir/model/onnx-fp32`; `changes` are of its manifest."""
-    folder = engines_dir / model / "onnx-fp32"
+    """Writes `engines_dir/model/onnx-fp32`, or that version of it; `changes` are of its manifest."""
+    version = changes.get("version", 1)
+    assert isinstance(version, int)
+    folder = engine_folder(engines_dir, model, version, "onnx-fp32")
     folder.mkdir(parents=True)
     onnx.save(onnx_model(), folder / "model.onnx")
     files = {"model.onnx": sha256_of(folder / "model.onnx")}

@@ -88,8 +88,8 @@ def compile_engine(folder: Path, options: CompileOptions) -> tuple[PlanRecord, P
         raise BuildError(f"{manifest.engine_name} is not a TensorRT engine; make one with engine-build prepare")
     key = options.key(manifest, this_machine())
     path = plan_path(folder, key)
-    engine = EngineId(manifest.model, manifest.backend, manifest.precision)
-    with EngineStore(folder.resolve().parent.parent).lock(engine):
+    engine = EngineId.of(manifest)
+    with EngineStore.holding(folder, engine).lock(engine):
         present = None if options.force else _present(folder, key)
         if present:
             say(f"{engine} is already compiled for {key.machine.gpu} (--force compiles it again)")

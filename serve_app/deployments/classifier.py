@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import serve
 
+from serve_app import tracing
 from serve_app.autoscaling.signals import BACKLOG
 from serve_app.deployments.replica import (
     deployment_name,
@@ -60,6 +61,7 @@ class Classifier:
         _, manifest = await asyncio.to_thread(find_engine, settings.engine)
         self._model = name or manifest.model
         self._metrics = self._reports.of(self._model)
+        tracing.begin({"replica": replica_name(), "model": self._model})
         engine = await open_warm(settings, self._metrics)
         self._merger = Merger(engine, self._batching, self._metrics, name=replica_name())
         self._versions = Versions(self._model, engine.manifest.version, self._take_in, self._metrics)

@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from serve_app import tracing
 from serve_app.admission import ByteBudget
 from serve_app.autoscaling.signals import BACKLOG, together
 from serve_app.batching import Gatherer
@@ -23,10 +24,11 @@ from serve_app.deployments.replica import (
     open_warm,
     passed,
     replica_name,
+    request_log,
     want_version,
 )
 from serve_app.engines import find_engine
-from serve_app.errors import status_of_codes
+from serve_app.errors import fault_of_codes
 from serve_app.local_model import LocalModel, of_version
 from serve_app.manifest import Manifest
 from serve_app.metrics import ModelMetrics, RayMetrics
@@ -69,6 +71,8 @@ class _Replica:
 
     async def _start(self, settings: Settings, classifiers: Mapping[str, DeploymentHandle]) -> None:
         log_beside_serve()
+        tracing.begin({"replica": replica_name()})
+        self.request_log = request_log(settings.logs.requests)
         self._settings = per_model(settings)
         self._metrics = RayMetrics()
         self._budget = ByteBudget(settings.limits.max_queued_bytes)
@@ -152,7 +156,7 @@ class _Replica:
     async def live(self) -> dict[str, Any]:
         """See `ingress.Service`."""
         reports, replicas = await asyncio.gather(self._cluster.reports(), self._cluster.replicas())
-        return live_view(reports, replicas, status_of_codes(), time.time())
+        return live_view(reports, replicas, fault_of_codes(), time.time())
 
     async def metrics_addresses(self) -> list[str]:
         """See `ingress.Service`."""

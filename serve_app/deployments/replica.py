@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable
+from logging.handlers import MemoryHandler
 
 import ray
 from ray import serve
@@ -13,6 +14,7 @@ from ray import serve
 from serve_app.engines import Engine, open_engine
 from serve_app.errors import GpuFailed, InferenceFailed
 from serve_app.metrics import Metrics
+from serve_app.request_log import RequestLog, Wanted
 from serve_app.runtime import GpuOptions, available_cores
 from serve_app.settings import Auto, Settings
 from serve_app.versions import Versions
@@ -25,9 +27,18 @@ def log_beside_serve() -> None:
     access logs are off, and a record costs as much as an answer's encoding. Nor do ours wait in the buffer in which
     throughput mode keeps a thousand records: they are few, and wanted when they are written."""
     handlers = logging.getLogger("ray.serve").handlers
-    logger.handlers = [getattr(handler, "target", None) or handler for handler in handlers]
+    logger.handlers = [_without_wait(handler) for handler in handlers]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def _without_wait(handler: logging.Handler) -> logging.Handler:
+    """Its filters stay: they say which replica a line comes from, and which request."""
+    if not isinstance(handler, MemoryHandler):
+        return handler
+    direct = MemoryHandler(capacity=1, target=handler.target)
+    direct.filters = handler.filters
+    return direct
 
 
 def cpus() -> int:
@@ -44,6 +55,15 @@ def replica_name() -> str:
 def deployment_name() -> str:
     """The one this replica is of."""
     return str(serve.get_replica_context().deployment)
+
+
+def request_log(wanted: Wanted) -> RequestLog:
+    """Of this replica."""
+    context = serve.get_replica_context()
+    about = {"application": context.app_name, "deployment": context.deployment, "replica": replica_name()}
+    log = RequestLog(wanted, about)
+    log.start()
+    return log
 
 
 def number(setting: int | Auto, automatic: int) -> int:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
+from serve_app import request_log
 from serve_app.errors import MethodNotAllowed, RequestError, ServeError, UnknownRoute
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ async def send_answer(
     send: Send, status: int, body: bytes, headers: Mapping[str, str], media_type: str = "application/json"
 ) -> None:
     """One answer, without Starlette's response object."""
+    if entry := request_log.current():
+        entry.status = status
     fields = {"content-type": media_type, "content-length": str(len(body)), **headers}
     raw = [(name.encode(), value.encode()) for name, value in fields.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
@@ -39,7 +42,14 @@ async def send_answer(
 def fault_of(error: Exception) -> ServeError:
     """What a client is told of an error that nobody foresaw; the log gets it whole."""
     logger.error("a request failed by a fault of the service", exc_info=error)
-    return ServeError("an error inside the service; the operator's log says more")
+    return noted(ServeError("an error inside the service; the operator's log says more"))
+
+
+def noted(error: ServeError) -> ServeError:
+    """Has the request's line in the log say why there are no predictions."""
+    if entry := request_log.current():
+        entry.refused(error)
+    return error
 
 
 def render(error: ServeError) -> Response:

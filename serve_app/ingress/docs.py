@@ -5,30 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
-from typing import Protocol
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from serve_app.ingress.service import Service
 from serve_app.openapi import Json, Served, document, page
-from serve_app.pipeline import Pipeline
 
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9.:\[\]_/-]+")
-
-
-class Serving(Protocol):
-    """What the description needs of a replica."""
-
-    models: Mapping[str, Pipeline]
 
 
 class Docs:
     """The two routes."""
 
-    def __init__(self, service: Serving) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
 
     def routes(self) -> list[Route]:

@@ -10,10 +10,11 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from serve_app import request_log
 from serve_app.api.parameters import DEFAULT_TOP_K, MODEL, PRIORITY, RETRY_ATTEMPT, TIMEOUT_MS, TOP_K
 from serve_app.bodies import read_upload
 from serve_app.errors import ServeError
-from serve_app.ingress.answers import fault_of, send_answer
+from serve_app.ingress.answers import fault_of, noted, send_answer
 from serve_app.ingress.service import Service
 from serve_app.manifest import Manifest
 from serve_app.pipeline import Classified, Outcome, Pipeline
@@ -36,7 +37,7 @@ class Predict:
         try:
             answer = await self._answer(scope, receive)
         except ServeError as error:
-            answer, status, headers = error.body(), error.status, error.headers()
+            answer, status, headers = noted(error).body(), error.status, error.headers()
         except ClientDisconnect:
             return  # nobody reads an answer
         except Exception as error:
@@ -48,6 +49,7 @@ class Predict:
         headers = Headers(scope=scope)
         query = QueryParams(scope["query_string"]) if scope["query_string"] else _NO_QUERY
         pipeline: Pipeline = MODEL.choose(query.get(MODEL.name), self._service.models)
+        request_log.of_model(pipeline.name)
         k = TOP_K.parse(query.get(TOP_K.name)) or min(DEFAULT_TOP_K, pipeline.manifest.num_classes)
         deadline_s = pipeline.deadline_s(TIMEOUT_MS.parse(headers.get(TIMEOUT_MS.name)))
         priority = PRIORITY.parse(headers.get(PRIORITY.name))

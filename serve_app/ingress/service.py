@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from serve_app.pipeline import Pipeline
+from serve_app.request_log import RequestLog
 from serve_app.tally import ModelTotals
 
 
@@ -14,9 +15,11 @@ class Service(Protocol):
 
     Attributes:
         models: a pipeline for each, by public name, the default one first.
+        request_log: of those that classify.
     """
 
     models: dict[str, Pipeline]
+    request_log: RequestLog
 
     async def ready(self, model: str | None = None) -> bool:
         """Whether every engine behind this replica, or that of one model, is loaded and warmed."""

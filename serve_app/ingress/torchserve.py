@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from serve_app import request_log
 from serve_app.api.parameters import PRIORITY, RETRY_ATTEMPT, TIMEOUT_MS
 from serve_app.bodies import MULTIPART, form_files, media_type, read_body
 from serve_app.errors import (
@@ -20,7 +21,7 @@ from serve_app.errors import (
     UnknownModel,
     UnknownRoute,
 )
-from serve_app.ingress.answers import fault_of, send_answer
+from serve_app.ingress.answers import fault_of, noted, send_answer
 from serve_app.ingress.predict import pieces
 from serve_app.ingress.service import Service
 from serve_app.pipeline import Pipeline
@@ -70,6 +71,7 @@ class TorchServe:
             raise UnknownRoute(f"nothing at {path[:200]}; POST pictures to {PREDICTIONS}/NAME")
         _check_method(method, path, "POST", "PUT")  # curl -T, in all of TorchServe's examples, is PUT
         pipeline = self._find(**found.groupdict())
+        request_log.of_model(pipeline.name)
         return await self._predict(pipeline, Headers(scope=scope), receive)
 
     async def _ping(self) -> dict[str, Any]:
@@ -94,7 +96,10 @@ class TorchServe:
         pipeline.admission.check_wait(priority, retry=retry)  # a flood is refused without reading its pictures
         with pipeline.admission.ticket(priority, retry=retry) as ticket:
             body = await read_body(headers, pieces(receive), pipeline.settings.limits.max_body_bytes, ticket)
-            [outcome] = await pipeline.classify([_picture(headers, body)], k, deadline_s, ticket)
+            picture = _picture(headers, body)
+            if picture is not body:
+                ticket.add_bytes(len(picture))
+            [outcome] = await pipeline.classify([picture], k, deadline_s, ticket)
         if isinstance(outcome, ServeError):
             raise outcome
         best_last = reversed(outcome.predictions(k))  # of two classes with one label, the better one counts
@@ -116,13 +121,13 @@ def _picture(headers: Headers, body: bytes) -> bytes:
 
 def _check_method(method: str, path: str, *allowed: str) -> None:
     if method not in allowed:
-        raise MethodNotAllowed(f"{method} is not allowed for {path[:200]}; use {' or '.join(allowed)}")
+        raise MethodNotAllowed(f"{method} is not allowed for {path[:200]}; use {' or '.join(allowed)}", allowed)
 
 
 async def _send_error(send: Send, error: ServeError) -> None:
     kind = "ModelNotFoundException" if isinstance(error, UnknownModel) else _type_of(int(error.status))
     body = {"code": int(error.status), "type": kind, "message": str(error)}
-    await send_answer(send, error.status, orjson.dumps(body), error.headers())
+    await send_answer(send, error.status, orjson.dumps(body), noted(error).headers())
 
 
 def _type_of(status: int) -> str:

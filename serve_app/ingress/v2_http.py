@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from serve_app.api.parameters import RETRY_ATTEMPT
 from serve_app.bodies import read_body
 from serve_app.errors import InvalidRequest, MethodNotAllowed, NotReady, PayloadTooLarge, ServeError, UnknownRoute
-from serve_app.ingress.answers import fault_of, send_answer
+from serve_app.ingress.answers import fault_of, noted, send_answer
 from serve_app.ingress.predict import pieces
 from serve_app.ingress.service import Service
 from serve_app.oip.http_codec import (
@@ -40,14 +40,12 @@ from serve_app.oip.metadata import (
     repository_index,
     server_metadata,
 )
-from serve_app.oip.refusals import models_are_configured, no_shared_memory, settings_are_configured
+from serve_app.oip.refusals import STATUSES, models_are_configured, no_shared_memory, settings_are_configured
 from serve_app.oip.statistics import statistics
 from serve_app.oip.values import InferRequest
 from serve_app.v2 import admit, all_published, find, infer
 
 PREFIX = "/v2"
-STATUSES = frozenset({404, 405, 429, 500, 501, 503, 504})
-"""Of errors; all others are 400, as Triton's are. It has no 429 and 504, but clients take every one but 200 alike."""
 MAX_SMALL_BODY_BYTES = 64 * 1024
 """Of requests that carry no tensors."""
 _BINARY = "application/octet-stream"
@@ -119,8 +117,8 @@ class V2:
             if found := pattern.fullmatch(path):
                 handler = methods.get(scope["method"])
                 if handler is None:
-                    allowed = " or ".join(methods)
-                    raise MethodNotAllowed(f"{scope['method']} is not allowed for {path[:200]}; use {allowed}")
+                    message = f"{scope['method']} is not allowed for {path[:200]}; use {' or '.join(methods)}"
+                    raise MethodNotAllowed(message, tuple(methods))
                 return await handler(Call(found.groupdict(""), Headers(scope=scope), receive))
         raise UnknownRoute(f"nothing at {path[:200]}; GET {PREFIX} and {PREFIX}/models/NAME say what there is")
 
@@ -212,7 +210,7 @@ def _json(content: Any) -> Answer:
 
 async def _send_error(send: Send, error: ServeError) -> None:
     status = error.status if error.status in STATUSES else 400
-    await send_answer(send, status, orjson.dumps({"error": str(error)}), error.headers())
+    await send_answer(send, status, orjson.dumps({"error": str(error)}), noted(error).headers())
 
 
 async def _inflated(stream: AsyncIterator[bytes], encoding: Encoding) -> AsyncIterator[bytes]:
@@ -225,8 +223,7 @@ async def _inflated(stream: AsyncIterator[bytes], encoding: Encoding) -> AsyncIt
     async for piece in stream:
         for part in inflater.feed(piece):
             yield part
-    for part in inflater.finish():
-        yield part
+    inflater.finish()
 
 
 def _decoded(model: Published, version: str, headers: Headers, body: bytes) -> InferRequest:
@@ -254,7 +251,9 @@ async def _wants_ready_only(call: Call) -> bool:
         if len(body) > MAX_SMALL_BODY_BYTES:
             raise PayloadTooLarge(f"the body is larger than {MAX_SMALL_BODY_BYTES} bytes; send {{}}")
     try:
-        document = orjson.loads(body) if body else {}
-        return bool(document.get("ready", False))
+        ready = orjson.loads(body).get("ready", False) if body else False
     except (orjson.JSONDecodeError, AttributeError):
         raise InvalidRequest('the body is not a JSON object; send {"ready": true}, or nothing') from None
+    if not isinstance(ready, bool):
+        raise InvalidRequest('"ready" must be true or false; send {"ready": true}, or nothing')
+    return ready

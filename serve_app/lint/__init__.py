@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_app.errors import ConfigError
+from serve_app.lint import grpc
 from serve_app.lint.finding import Finding, Findings, env_vars, items, section
 from serve_app.lint.keys import ray_models, refused_by, unknown_keys, without_policies
 from serve_app.lint.load import load_config
@@ -41,8 +42,10 @@ def lint_config(config: Mapping[str, Any], env: Mapping[str, str]) -> list[Findi
     findings += refused_by(ray_schema.ServeDeploySchema, without_policies(config), "")
     findings += environment(env)
     findings += cluster_variables(section(config, "controller_options"), "controller_options")
+    findings += grpc.servicers(config)
     for at, application in items(config, "applications", ""):
         findings += _application(application, at, env, ray_config)
+        findings += _messages(config, application, at, env)
     return list(dict.fromkeys(findings))
 
 
@@ -66,6 +69,13 @@ def _application(application: Mapping[str, Any], at: str, env: Mapping[str, str]
     if settings is not None:
         yield from chunks(settings, dict(env) | env_vars(application), f"{at}.args")
         yield from long_requests(settings.limits.max_timeout_ms, env, f"{at}.args.limits.max_timeout_ms")
+
+
+def _messages(config: Mapping[str, Any], application: Mapping[str, Any], at: str, env: Mapping[str, str]) -> Findings:
+    if application.get("import_path") == OUR_APPLICATION:
+        settings, _ = _settings(application.get("args"), at)
+        if settings is not None:
+            yield from grpc.messages(config, settings, env, f"{at}.args.limits.max_body_bytes")
 
 
 def _settings(args: object, at: str) -> tuple[Settings | None, list[Finding]]:

@@ -150,7 +150,7 @@ def policy_loads(policy: object, at: str) -> Findings:
     name = (policy or {}).get("policy_function")
     if name is None:
         return
-    problem = _import_problem(str(name))
+    problem = import_problem(str(name))
     if problem:
         yield Finding(
             "error",
@@ -209,7 +209,8 @@ def _ingress(deployment: Mapping[str, Any], at: str, most: float) -> Findings:
         )
 
 
-def _import_problem(name: str) -> str | None:
+def import_problem(name: str) -> str | None:
+    """Why `package.module:name` is nothing that can be called; None where it is."""
     separator = ":" if ":" in name else "."
     module, _, attribute = name.rpartition(separator)
     try:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import subprocess
 import uuid
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
-from scripts.local_service import BIN, load, running, with_args
+from scripts.local_service import BIN, grpc_address, load, running, with_args
 from tests.service.conftest import MODEL
 
 pytestmark = pytest.mark.service
@@ -38,6 +43,25 @@ def test_ctrl_c_leaves_nothing_behind(workplace: Path, photographs: dict[str, by
     assert processes_with(mark) == []
 
 
+def best_by_grpc(address: str, body: bytes) -> str:
+    """Through the stock proxy, which hands requests to replicas pickled; in a stream too."""
+    given = triton.InferInput("image", [1], "BYTES")
+    given.set_data_from_numpy(np.array([body], object))
+    outputs = [triton.InferRequestedOutput("scores", class_count=1)]
+    answers: queue.Queue[Any] = queue.Queue()
+    with triton.InferenceServerClient(address) as client:
+        with pytest.raises(InferenceServerException, match="no model 'nobody'") as refused:
+            client.infer("nobody", [given])
+        assert refused.value.status() == "StatusCode.NOT_FOUND"
+        client.start_stream(lambda result, error: answers.put(error or result))
+        client.async_stream_infer(MODEL, [given], outputs=outputs)
+        streamed = answers.get(timeout=30).as_numpy("scores")
+        client.stop_stream()
+        answer = client.infer(MODEL, [given], outputs=outputs).as_numpy("scores")
+    assert streamed.tolist() == answer.tolist()
+    return str(answer[0][0].decode())
+
+
 @pytest.mark.parametrize("name", ["local", "dev", "cpu"])
 def test_serve_run_takes_every_configuration(name: str, workplace: Path, photographs: dict[str, bytes]) -> None:
     """By hand and with the stock proxy, as Ray's own documentation starts a service."""
@@ -45,6 +69,7 @@ def test_serve_run_takes_every_configuration(name: str, workplace: Path, photogr
     with running(load(name), workplace, command=command, env={"RAY_ADDRESS": "local"}) as address:
         answer = httpx.post(f"{address}/predict", content=photographs["espresso.jpg"], timeout=30).json()
         assert (answer["model"], answer["predictions"][0]["label"]) == (MODEL, "espresso")
+        assert best_by_grpc(grpc_address(address), photographs["espresso.jpg"]).endswith(":espresso")
 
 
 def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

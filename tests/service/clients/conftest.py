@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from scripts.local_service import load, running
+from tests.service.clients.fine_tuned import fine_tuned_engine
 
 SCALED = {
     "min_replicas": 1,
@@ -26,6 +27,12 @@ LOGS = {"encoding": "JSON", "enable_access_log": False, "log_level": "WARNING"}
 def configuration() -> dict[str, Any]:
     """The default model in the process that decodes, and one of our own in replicas of its own."""
     config = load("local")
+    # What clients sample is recorded, and nothing else.
+    config["tracing_config"] = {
+        "enabled": True,
+        "exporter_import_path": "serve_app.tracing:file_exporter",
+        "sampling_ratio": 0.0,
+    }
     [application] = config["applications"]
     application["args"] = {
         "engine": {"backend": "openvino", "precision": "fp32"},
@@ -58,8 +65,7 @@ def configuration() -> dict[str, Any]:
 @pytest.fixture(scope="package")
 def clients_address(workplace: Path) -> Iterator[str]:
     """`http://127.0.0.1:PORT` of the running service."""
-    config = configuration()
-    # Until an engine of our own is built here, the default one stands for it.
-    config["applications"][0]["args"]["models"]["samples4"]["engine"] = {"model": "efficientnet_lite0"}
-    with running(config, workplace, env=OFTEN) as address:
+    fine_tuned_engine(workplace / "engines")
+    traces = {"IMAGE_SERVE_TRACES_DIR": str(workplace / "traces")}
+    with running(configuration(), workplace, env=OFTEN | traces) as address:
         yield address
