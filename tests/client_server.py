@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.listening import listening
 
 HANG_UP = b""
 """Instead of an answer: the connection is closed."""
@@ -123,22 +124,6 @@ async def _read(reader: asyncio.StreamReader) -> Request:
 @contextmanager
 def serving(handler: Handler = fine, *script: bytes) -> Iterator[Server]:
     """A server on a free port of 127.0.0.1, gone afterwards."""
-    server, ready, end = Server(handler, list(script)), threading.Event(), asyncio.Event()
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    async def main() -> None:
-        listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, backlog=1024)
-        server.address = "http://127.0.0.1:{1}".format(*listener.sockets[0].getsockname())
-        loops.append(asyncio.get_running_loop())
-        ready.set()
-        await end.wait()
-        listener.close()
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert ready.wait(10)
-    try:
+    server = Server(handler, list(script))
+    with listening(server.serve) as server.address:
         yield server
-    finally:
-        loops[0].call_soon_threadsafe(end.set)
-        thread.join(10)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+
+from tests.listening import listening
 
 Write = Callable[[bytes], None]
 Handler = Callable[["LoadServer", Write], Awaitable[bool]]
@@ -51,22 +52,7 @@ class LoadServer:
 @contextmanager
 def serving(handler: Handler = fine) -> Iterator[LoadServer]:
     """A server on a free port of 127.0.0.1, gone afterwards."""
-    server, ready, end = LoadServer(handler), threading.Event(), asyncio.Event()
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    async def main() -> None:
-        listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, backlog=1024)
-        server.url = "http://127.0.0.1:{1}/predict?top_k=1".format(*listener.sockets[0].getsockname())
-        loops.append(asyncio.get_running_loop())
-        ready.set()
-        await end.wait()
-        listener.close()
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert ready.wait(10)
-    try:
+    server = LoadServer(handler)
+    with listening(server.serve) as address:
+        server.url = f"{address}/predict?top_k=1"
         yield server
-    finally:
-        loops[0].call_soon_threadsafe(end.set)
-        thread.join(10)

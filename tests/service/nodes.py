@@ -6,6 +6,7 @@ import io
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,12 +20,14 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
+import yaml
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine_build.simulate import simulate
+from scripts.autoscale.observe import Cluster
 from scripts.consistency import Answer, ask, same
-from scripts.local_service import ROOT, running
+from scripts.local_service import BIN, ROOT, running
 
 SEVERAL_NODES = [sys.executable, str(ROOT / "scripts" / "several_nodes.py")]
 BATCH_MS = {1: 30.0, 8: 120.0}
@@ -38,6 +41,21 @@ def until(holds: Callable[[], Any], timeout_s: float, what: str) -> Any:
         assert time.monotonic() < ends_s, f"not within {timeout_s:g} s: {what}"
         time.sleep(0.1)
     return value
+
+
+def deploy(cluster: Cluster, folder: Path, address: str, config: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Another configuration for a service that runs, as an operator would."""
+    host, port = address.removeprefix("http://").split(":")
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump({**config, "http_options": {"host": host, "port": int(port)}}))
+    return subprocess.run(
+        [BIN / "serve", "run", "--non-blocking", str(path)],
+        cwd=folder,
+        env={**os.environ, "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def configuration(classifier: Mapping[str, Any], **application: Any) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -16,13 +14,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import yaml
 
 from engine_build.simulate import ARTIFACT, simulate
 from scripts.autoscale.observe import Cluster, cluster_below
-from scripts.local_service import BIN, load, running
+from scripts.local_service import load, running
 from serve_app.manifest import read_manifest, sha256_of, write_manifest
-from tests.service.nodes import until
+from tests.service.nodes import deploy, until
 
 pytestmark = pytest.mark.service
 HERE, THERE = "here", "there"
@@ -73,20 +70,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Clu
         yield address, cluster_below(child.pid), folder
 
 
-def deploy(service: tuple[str, Cluster, Path], versions: dict[str, int]) -> None:
-    """The same configuration with other versions in it, as an operator would."""
+def change(service: tuple[str, Cluster, Path], versions: dict[str, int]) -> None:
+    """The same configuration with other versions in it."""
     address, cluster, folder = service
-    host, port = address.removeprefix("http://").split(":")
-    path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump({**configuration(versions), "http_options": {"host": host, "port": int(port)}}))
-    done = subprocess.run(
-        [BIN / "serve", "run", "--non-blocking", str(path)],
-        cwd=folder,
-        env={**os.environ, "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "token"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = deploy(cluster, folder, address, configuration(versions))
     assert done.returncode == 0, done.stderr
 
 
@@ -143,9 +130,9 @@ def test_a_new_version_takes_over_and_a_bad_one_does_not(
     before = replicas(cluster)
     with load_on(address, photographs["cat.jpg"]) as seen:
         until(lambda: all(seen.versions[name, 1] > 20 for name in (HERE, THERE)), 20, "answers of version 1")
-        deploy(service, {HERE: 2, THERE: 2})
+        change(service, {HERE: 2, THERE: 2})
         until(lambda: all(seen.versions[name, 2] > 20 for name in (HERE, THERE)), 30, "answers of version 2")
-        deploy(service, {HERE: BROKEN, THERE: BROKEN})
+        change(service, {HERE: BROKEN, THERE: BROKEN})
         refused = f"version {BROKEN} was not taken in, version 2 goes on"
         until(
             lambda: all(refused in (one["refused_version"] or "") for one in serving(address).values()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import threading
@@ -14,12 +13,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import yaml
 
 from engine_build.simulate import simulate
 from scripts.autoscale.observe import Cluster, cluster_below
-from scripts.local_service import BIN, load, running, with_args
-from tests.service.nodes import until
+from scripts.local_service import load, running, with_args
+from tests.service.nodes import deploy, until
 
 pytestmark = pytest.mark.service
 ONE_MS, SIXTEEN_MS = 15.0, 120.0
@@ -51,24 +49,14 @@ def engine_ms(address: str, picture: bytes) -> float:
     return max(float(result["timing_ms"]["inference"]) for result in answer.json()["results"])
 
 
-def deploy(
+def change(
     cluster: Cluster, folder: Path, address: str, user_config: dict[str, Any]
 ) -> subprocess.CompletedProcess[str]:
-    """The same configuration again, with another `user_config`, as an operator would."""
+    """The same configuration again, with another `user_config`."""
     config = configuration()
     for deployment in config["applications"][0]["deployments"]:
         deployment["user_config"] = user_config
-    host, port = address.removeprefix("http://").split(":")
-    path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump({**config, "http_options": {"host": host, "port": int(port)}}))
-    return subprocess.run(
-        [BIN / "serve", "run", "--non-blocking", str(path)],
-        cwd=folder,
-        env={**os.environ, "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "token"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return deploy(cluster, folder, address, config)
 
 
 def replicas(cluster: Cluster) -> set[str]:
@@ -80,11 +68,11 @@ def test_batching_changes_without_a_restart(service: tuple[str, Cluster, Path], 
     address, cluster, folder = service
     assert engine_ms(address, photographs["cat.jpg"]) > 2 * ONE_MS
     before = replicas(cluster)
-    done = deploy(cluster, folder, address, {"max_batch_size": 1})
+    done = change(cluster, folder, address, {"max_batch_size": 1})
     assert done.returncode == 0, done.stderr
     # The command returns when Serve has the configuration; replicas have it a moment later.
     until(lambda: engine_ms(address, photographs["cat.jpg"]) < 2 * ONE_MS, 20, "batches of one")
-    assert deploy(cluster, folder, address, {}).returncode == 0
+    assert change(cluster, folder, address, {}).returncode == 0
     until(lambda: engine_ms(address, photographs["cat.jpg"]) > 2 * ONE_MS, 20, "larger batches")
     assert replicas(cluster) == before
 
