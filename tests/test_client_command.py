@@ -70,7 +70,9 @@ def started(server: Server, *arguments: object, prefix: str = "", **options: Any
     line = [sys.executable, "-c", code, *command(server, *arguments)]
     if prefix:
         line = ["bash", "-c", f'{prefix}; exec "$0" "$@"', *line]
-    return subprocess.Popen(line, cwd=ROOT, **options)
+    # A shell lets what it starts in the background ignore Ctrl-C, and so would the command.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen(line, cwd=ROOT, **heard, **options)
 
 
 def test_a_folder_into_csv(server: Server, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

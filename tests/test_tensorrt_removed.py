@@ -127,7 +127,9 @@ def binding() -> Binding:
 def test_no_removed_name_is_in_our_code() -> None:
     assert len(SOURCES) > 50
     found = {}
-    for path in SOURCES:
+    for path in sorted(
+        set(SOURCES) - set((ROOT / "serve_app" / "oip").rglob("*.py"))
+    ):  # FP16 is a type of a protocol there
         name = path.relative_to(ROOT).as_posix()
         found[name] = removed_in(path.read_text(encoding="utf-8"), old_trtexec=name in TELLS_OLD_TRTEXEC)
     assert {name: names for name, names in found.items() if names} == {}
