@@ -28,8 +28,9 @@ MOST_ACCURACY_LOST = 0.05
 """Of labelled pictures, what an engine may lose against torch eager; two pictures where that is more."""
 
 
-def find_engine(settings: EngineSettings) -> tuple[Path, Manifest]:
-    """The engine folder that the settings name, its files checked against their hashes.
+def find_engine(settings: EngineSettings, *, check_files: bool = True) -> tuple[Path, Manifest]:
+    """The engine folder that the settings name, its files checked against their hashes unless told not to: that reads
+    all of them, and who only wants the manifest need not wait for it.
 
     Raises:
         EngineError: there is none, or it does not fit its manifest; names it and says how to build it.
@@ -37,10 +38,10 @@ def find_engine(settings: EngineSettings) -> tuple[Path, Manifest]:
     variant = f"{settings.backend}-{settings.precision}"
     if settings.model != "auto":
         folder = engine_folder(settings.engines_dir, settings.model, settings.version, variant)
-        return folder, _fitting(folder, settings.model, settings)
+        return folder, _fitting(folder, settings.model, settings, check_files)
     for model in AUTO_MODELS:
         folder = engine_folder(settings.engines_dir, model, settings.version, variant)
-        if (folder / MANIFEST_NAME).is_file() and (manifest := _fitting(folder, model, settings)).trained:
+        if (folder / MANIFEST_NAME).is_file() and (manifest := _fitting(folder, model, settings, check_files)).trained:
             return folder, manifest
     raise EngineError(
         f"no {variant} engine of {' or '.join(AUTO_MODELS)}{_version(settings)} in "
@@ -91,8 +92,8 @@ def _lost_accuracy(accuracy: Accuracy) -> str | None:
     )
 
 
-def _fitting(folder: Path, model: str, settings: EngineSettings) -> Manifest:
-    manifest = read_manifest(folder)
+def _fitting(folder: Path, model: str, settings: EngineSettings, check_files: bool) -> Manifest:
+    manifest = read_manifest(folder, check_files=check_files)
     asked = (model, settings.version, settings.backend, settings.precision)
     if (manifest.model, manifest.version, manifest.backend, manifest.precision) != asked:
         raise EngineError(
@@ -128,6 +129,11 @@ class Engine:
     def best_pictures_per_s(self) -> float:
         """Of all copies together."""
         return len(set(self.runtimes)) * self.latency.best_pictures_per_s()
+
+    def close(self) -> None:
+        """Frees all copies. Blocks; nothing may run in them any more."""
+        for runtime in set(self.runtimes):
+            runtime.close()
 
 
 def open_engine(

@@ -14,7 +14,7 @@ from serve_app.metrics import Metrics
 from serve_app.pipeline import Pipeline, Serving
 from serve_app.preprocess import make_preprocess
 from serve_app.runtime import OverlappingRuntime
-from serve_app.settings import Settings
+from serve_app.settings import BatchingSettings, Settings
 from serve_app.tuning import Tuner
 from serve_app.versions import Versions
 
@@ -34,13 +34,21 @@ async def open_version(settings: Settings, version: int, present: Engine, open_e
         EngineError: it is missing, was never verified or is worse than it may be, or does not run.
     """
     wanted = of_version(settings, version, present.manifest.model)
-    _, manifest = await asyncio.to_thread(find_engine, wanted.engine)
+    _, manifest = find_engine(wanted.engine, check_files=False)  # they are when it is opened
     check_figures(manifest)
     return await open_engine(wanted)
 
 
 class LocalModel:
-    """Opened by `open`.
+    """One model of a replica.
+
+    Args:
+        name: public.
+        settings: of the model.
+        engine: warm; serves at first.
+        open_engine: opens another, as this one was opened.
+        metrics: of the model.
+        budget: bytes that the replica's models share.
 
     Attributes:
         pipeline: what requests go through, whatever version is behind it.
@@ -58,11 +66,17 @@ class LocalModel:
     ) -> None:
         self._engine = engine
         self._settings = settings
+        self._batching = settings.batching
         self._open_engine = open_engine
         self._metrics = metrics
         self._check = self._checked(engine)
         self.pipeline = Pipeline(name, settings, self._serving(engine), metrics=metrics, budget=budget)
         self.versions = Versions(name, engine.manifest.version, self._take_in, metrics)
+
+    def tune(self, batching: BatchingSettings) -> None:
+        """Batches follow these settings from now on, whatever version serves."""
+        self._batching = batching
+        self.pipeline.stages.tune(batching)
 
     async def check(self) -> None:
         """See `merging.check_engine`; other engines than a GPU's belong to one thread each, and are not asked."""
@@ -81,7 +95,7 @@ class LocalModel:
             make_preprocess(self._settings.preprocess.mode, spec, limits.max_pixels),
             (spec.height, spec.width, 3),
             max_chunk=engine.max_batch_size,
-            tuner=Tuner(engine.latency, self._settings.batching),
+            tuner=Tuner(engine.latency, self._batching),
             ageing_s=limits.batch_ageing_s,
             on_batch=self._metrics.batch,
         )
@@ -92,5 +106,4 @@ class LocalModel:
         before, self._engine = self._engine, engine
         self._check = self._checked(engine)
         await self.pipeline.replace(self._serving(engine))
-        for runtime in set(before.runtimes):
-            await asyncio.to_thread(runtime.close)
+        await asyncio.to_thread(before.close)

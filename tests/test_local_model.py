@@ -14,6 +14,7 @@ from PIL import Image
 
 from engine_build.simulate import ARTIFACT, simulate
 from serve_app.admission import ByteBudget
+from serve_app.colocated import Colocated
 from serve_app.engines import Engine, open_engine
 from serve_app.errors import EngineError
 from serve_app.local_model import LocalModel, open_version
@@ -21,7 +22,7 @@ from serve_app.manifest import read_manifest, sha256_of, write_manifest
 from serve_app.metrics import NoMetrics
 from serve_app.pipeline import Classified
 from serve_app.runtime import Runtime
-from serve_app.settings import Settings, parse_settings
+from serve_app.settings import BatchingSettings, Settings, parse_settings
 
 
 def png() -> bytes:
@@ -80,6 +81,17 @@ async def test_requests_under_way_are_answered_by_the_version_they_met(model: Lo
     assert (await answered(model)).manifest.version == 2
     assert model.pipeline.manifest.version == 2
     assert [engine.manifest.version for engine in opened.engines] == [1, 2]
+
+
+async def test_what_was_changed_of_batching_holds_for_the_next_version_too(model: LocalModel) -> None:
+    model.tune(BatchingSettings(max_batch_size=1))
+    before = model.pipeline.stages
+    await model.versions.want(2)
+    after = model.pipeline.stages
+    assert isinstance(before, Colocated)
+    assert isinstance(after, Colocated)
+    assert after is not before
+    assert after._tuner.batching == before._tuner.batching == BatchingSettings(max_batch_size=1)
 
 
 async def test_the_engine_that_went_is_closed(

@@ -20,7 +20,7 @@ from serve_app.deployments.replica import (
     replica_name,
     want_version,
 )
-from serve_app.engines import Engine, find_engine
+from serve_app.engines import find_engine
 from serve_app.errors import EngineError, GpuFailed, InferenceFailed
 from serve_app.latency import LatencyTable
 from serve_app.local_model import open_version
@@ -58,7 +58,7 @@ class Classifier:
         log_beside_serve()
         self._settings, self._batching = settings, settings.batching
         self._reports = RayMetrics()
-        _, manifest = await asyncio.to_thread(find_engine, settings.engine)
+        _, manifest = find_engine(settings.engine, check_files=False)  # they are when it is opened
         self._model = name or manifest.model
         self._metrics = self._reports.of(self._model)
         tracing.begin({"replica": replica_name(), "model": self._model})
@@ -116,7 +116,7 @@ class Classifier:
         open_engine = partial(open_warm, metrics=self._metrics)
         engine = await open_version(self._settings, version, self._merger.engine, open_engine)
         if engine.manifest.input != self._merger.engine.manifest.input:
-            await asyncio.to_thread(_close, engine)
+            await asyncio.to_thread(engine.close)
             raise EngineError(
                 f"engine {engine.manifest.engine_name} takes other pictures (size, resizing or normalisation) than the "
                 "one that serves, and Preprocessors make those; start it as a model of its own, or restart with it"
@@ -146,8 +146,3 @@ class Classifier:
     def __del__(self) -> None:
         if hasattr(self, "_merger"):
             self._merger.close()
-
-
-def _close(engine: Engine) -> None:
-    for runtime in set(engine.runtimes):
-        runtime.close()

@@ -88,7 +88,8 @@ class _Replica:
         self._cluster = Cluster(["Preprocessor", *(classifier_deployment(key) for key in classifiers)])
 
     async def _add(self, key: str, settings: Settings, classifier: DeploymentHandle | None) -> None:
-        _, manifest = await asyncio.to_thread(find_engine, settings.engine)
+        # Here its files are checked when it is opened.
+        _, manifest = await asyncio.to_thread(find_engine, settings.engine, check_files=classifier is not None)
         name = self._names[key] = key or manifest.model
         metrics = self._metrics.of(name)
         if classifier is None:
@@ -109,7 +110,7 @@ class _Replica:
             settings,
             Serving(manifest, _split(remote, manifest, settings, self._threads), rate),
             metrics=metrics,
-            manifest_of=lambda version: find_engine(of_version(settings, version, manifest.model).engine)[1],
+            manifest_of=partial(_manifest_of, settings, manifest.model),
             budget=self._budget,
             picture_bytes=manifest.input.height * manifest.input.width * 3,
         )
@@ -130,9 +131,11 @@ class _Replica:
             ConfigError: unknown keys or values.
         """
         for key, live in parse_live_models(user_config, self._settings).items():
-            self.models[self._names[key]].stages.tune(live.batching)
-            if key in self._local:
-                await want_version(self._local[key].versions, live.version, wait=not self._configured)
+            if local := self._local.get(key):
+                local.tune(live.batching)
+                await want_version(local.versions, live.version, wait=not self._configured)
+            else:
+                self.models[self._names[key]].stages.tune(live.batching)
         self._configured = True
 
     async def ready(self, model: str | None = None) -> bool:
@@ -165,6 +168,11 @@ class _Replica:
     def describe(self) -> list[dict[str, Any]]:
         """See `ingress.Service`."""
         return [_described(pipeline, is_default=place == 0) for place, pipeline in enumerate(self.models.values())]
+
+
+def _manifest_of(settings: Settings, model: str, version: int) -> Manifest:
+    """Of a version that a Classifier, which checked its files, already answers with. On the event loop, so quick."""
+    return find_engine(of_version(settings, version, model).engine, check_files=False)[1]
 
 
 def _described(pipeline: Pipeline, *, is_default: bool) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Send
 
@@ -27,16 +28,40 @@ class JSON(Response):
         return orjson.dumps(content)
 
 
-async def send_answer(
-    send: Send, status: int, body: bytes, headers: Mapping[str, str], media_type: str = "application/json"
-) -> None:
-    """One answer, without Starlette's response object."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes out, without Starlette's response object."""
+
+    body: bytes
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 200
+
+
+async def respond(send: Send, answering: Awaitable[Answer], refusal: Callable[[ServeError], Answer]) -> None:
+    """Sends what comes of `answering`: its answer, or `refusal` of its error; nothing where the client has gone away.
+
+    Args:
+        refusal: how an error is written in the protocol that the client speaks.
+    """
+    try:
+        answer = await answering
+    except ClientDisconnect:
+        return  # nobody reads an answer
+    except ServeError as error:
+        answer = refusal(noted(error))
+    except Exception as error:
+        answer = refusal(fault_of(error))
+    await _send(send, answer)
+
+
+async def _send(send: Send, answer: Answer) -> None:
     if entry := request_log.current():
-        entry.status = status
-    fields = {"content-type": media_type, "content-length": str(len(body)), **headers}
+        entry.status = answer.status
+    fields = {"content-type": answer.media_type, "content-length": str(len(answer.body)), **answer.headers}
     raw = [(name.encode(), value.encode()) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.start", "status": answer.status, "headers": raw})
+    await send({"type": "http.response.body", "body": answer.body})
 
 
 def fault_of(error: Exception) -> ServeError:

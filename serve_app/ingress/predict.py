@@ -14,7 +14,7 @@ from serve_app import request_log
 from serve_app.api.parameters import DEFAULT_TOP_K, MODEL, PRIORITY, RETRY_ATTEMPT, TIMEOUT_MS, TOP_K
 from serve_app.bodies import read_upload
 from serve_app.errors import ServeError
-from serve_app.ingress.answers import fault_of, noted, send_answer
+from serve_app.ingress.answers import Answer, respond
 from serve_app.ingress.service import Service
 from serve_app.manifest import Manifest
 from serve_app.pipeline import Classified, Outcome, Pipeline
@@ -33,19 +33,9 @@ class Predict:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status, headers = 200, {}
-        try:
-            answer = await self._answer(scope, receive)
-        except ServeError as error:
-            answer, status, headers = noted(error).body(), error.status, error.headers()
-        except ClientDisconnect:
-            return  # nobody reads an answer
-        except Exception as error:
-            fault = fault_of(error)
-            answer, status = fault.body(), fault.status
-        await send_answer(send, status, orjson.dumps(answer), headers)
+        await respond(send, self._answer(scope, receive), _refusal)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         headers = Headers(scope=scope)
         query = QueryParams(scope["query_string"]) if scope["query_string"] else _NO_QUERY
         pipeline: Pipeline = MODEL.choose(query.get(MODEL.name), self._service.models)
@@ -62,8 +52,8 @@ class Predict:
                 raise outcomes[0]
             about = _about(pipeline.name, _answering(outcomes, pipeline.manifest))
             if upload.many:
-                return about | {"results": [_result(outcome, k) for outcome in outcomes]}
-            return about | _result(outcomes[0], k)
+                return _json(about | {"results": [_result(outcome, k) for outcome in outcomes]})
+            return _json(about | _result(outcomes[0], k))
 
 
 async def pieces(receive: Receive) -> AsyncIterator[bytes]:
@@ -75,6 +65,14 @@ async def pieces(receive: Receive) -> AsyncIterator[bytes]:
         yield message.get("body", b"")
         if not message.get("more_body", False):
             return
+
+
+def _json(content: dict[str, Any]) -> Answer:
+    return Answer(orjson.dumps(content))
+
+
+def _refusal(error: ServeError) -> Answer:
+    return Answer(orjson.dumps(error.body()), headers=error.headers(), status=error.status)
 
 
 def _answering(outcomes: list[Outcome], manifest: Manifest) -> Manifest:

@@ -7,7 +7,6 @@ from typing import Any
 
 import orjson
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from serve_app import request_log
@@ -21,7 +20,7 @@ from serve_app.errors import (
     UnknownModel,
     UnknownRoute,
 )
-from serve_app.ingress.answers import fault_of, noted, send_answer
+from serve_app.ingress.answers import Answer, respond
 from serve_app.ingress.predict import pieces
 from serve_app.ingress.service import Service
 from serve_app.pipeline import Pipeline
@@ -50,29 +49,20 @@ class TorchServe:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            answer = await self._answer(scope, receive)
-        except ClientDisconnect:
-            return  # nobody reads an answer
-        except ServeError as error:
-            await _send_error(send, error)
-        except Exception as error:
-            await _send_error(send, fault_of(error))
-        else:
-            await send_answer(send, 200, orjson.dumps(answer), {})
+        await respond(send, self._answer(scope, receive), _refusal)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         path, method = scope["path"].removeprefix(scope.get("root_path", "")), scope["method"]
         if path == PING:
             _check_method(method, path, "GET")
-            return await self._ping()
+            return Answer(orjson.dumps(await self._ping()))
         found = _ROUTE.fullmatch(path)
         if found is None:
             raise UnknownRoute(f"nothing at {path[:200]}; POST pictures to {PREDICTIONS}/NAME")
         _check_method(method, path, "POST", "PUT")  # curl -T, in all of TorchServe's examples, is PUT
         pipeline = self._find(**found.groupdict())
         request_log.of_model(pipeline.name)
-        return await self._predict(pipeline, Headers(scope=scope), receive)
+        return Answer(orjson.dumps(await self._predict(pipeline, Headers(scope=scope), receive)))
 
     async def _ping(self) -> dict[str, Any]:
         if not await self._service.ready():
@@ -124,10 +114,10 @@ def _check_method(method: str, path: str, *allowed: str) -> None:
         raise MethodNotAllowed(f"{method} is not allowed for {path[:200]}; use {' or '.join(allowed)}", allowed)
 
 
-async def _send_error(send: Send, error: ServeError) -> None:
+def _refusal(error: ServeError) -> Answer:
     kind = "ModelNotFoundException" if isinstance(error, UnknownModel) else _type_of(int(error.status))
     body = {"code": int(error.status), "type": kind, "message": str(error)}
-    await send_answer(send, error.status, orjson.dumps(body), noted(error).headers())
+    return Answer(orjson.dumps(body), headers=error.headers(), status=error.status)
 
 
 def _type_of(status: int) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import orjson
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api.parameters import RETRY_ATTEMPT
 from serve_app.bodies import read_body
 from serve_app.errors import InvalidRequest, MethodNotAllowed, NotReady, PayloadTooLarge, ServeError, UnknownRoute
-from serve_app.ingress.answers import fault_of, noted, send_answer
+from serve_app.ingress.answers import Answer, respond
 from serve_app.ingress.predict import pieces
 from serve_app.ingress.service import Service
 from serve_app.oip.http_codec import (
@@ -60,15 +59,6 @@ class Call:
     receive: Receive
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """With status 200."""
-
-    body: bytes
-    media_type: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
 Handler: TypeAlias = Callable[[Call], Awaitable[Answer]]
 
 
@@ -100,16 +90,7 @@ class V2:
         self._routes = [(re.compile(PREFIX + pattern), methods) for pattern, methods in table]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            answer = await self._answer(scope, receive)
-        except ClientDisconnect:
-            return  # nobody reads an answer
-        except ServeError as error:
-            await _send_error(send, error)
-        except Exception as error:
-            await _send_error(send, fault_of(error))
-        else:
-            await send_answer(send, 200, answer.body, answer.headers, answer.media_type)
+        await respond(send, self._answer(scope, receive), _refusal)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -208,9 +189,9 @@ def _json(content: Any) -> Answer:
     return Answer(orjson.dumps(content))
 
 
-async def _send_error(send: Send, error: ServeError) -> None:
+def _refusal(error: ServeError) -> Answer:
     status = error.status if error.status in STATUSES else 400
-    await send_answer(send, status, orjson.dumps({"error": str(error)}), noted(error).headers())
+    return Answer(orjson.dumps({"error": str(error)}), headers=error.headers(), status=status)
 
 
 async def _inflated(stream: AsyncIterator[bytes], encoding: Encoding) -> AsyncIterator[bytes]:
