@@ -68,7 +68,7 @@ def test_every_query_finds_something_and_no_alert_fires(
         }
         stages = series(prometheus, "model:image_serve_stage_ms:mean5m", "stage", "model")
         assert stages == {(stage, model) for stage in ("queue", "preprocess", "inference") for model in MODELS}
-        # Pictures and batches are counted in two processes, which report up to a second apart: at first that is a tenth.
+        # Pictures and batches are counted in two processes, which report up to a second apart: a tenth, at first.
         means = until(lambda: _plausible(prometheus), 30, "means of batches between 0.9 and 8.1")
         assert {found["model"] for found, _ in means} == set(MODELS)
     assert set(statuses) == {200, 415}
